@@ -1,5 +1,6 @@
 """Embeddings -> answers. `open_collection(path).search("a red boat")`; see index/retrieve.py."""
 
+from chiasm.index.ask import AskSettings, CollectionAnswer, ask_collection
 from chiasm.index.audit import AuditedRecall
 from chiasm.index.build import BuildSummary, build_index
 from chiasm.index.hit_files import HitCounts, search_file
@@ -13,8 +14,10 @@ from chiasm.index.retrieve import Searcher, open_collection
 
 __all__ = [
     "Answer",
+    "AskSettings",
     "AuditedRecall",
     "BuildSummary",
+    "CollectionAnswer",
     "Explanation",
     "Hit",
     "HitCounts",
@@ -28,6 +31,7 @@ __all__ = [
     "Searcher",
     "Term",
     "Trace",
+    "ask_collection",
     "build_index",
     "check_rate",
     "open_collection",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chiasm.pipeline.errors import StorageError, UsageError
-from chiasm.pipeline.storage import Folder, canonical_url, display_name
+from chiasm.pipeline.storage import Folder, canonical_url, display_name, require_writable
 
 
 def file_to_write(
@@ -17,10 +17,11 @@ def file_to_write(
     file that it leads to.
 
     collection: in which it may not be. others: what it may not be, such as {"--queries": "q.txt"}.
-    Raises UsageError for these and for what is no name of a file, StorageError where something else
-    than a file is there.
+    Raises UsageError for these, for what is no name of a file and for a URL of a web server,
+    StorageError where something else than a file is there.
     """
     canonical_url(to)  # refuses what is no path
+    require_writable(to)
     folder, name = folder_and_name(to)
     if name in ("", ".", ".."):
         raise UsageError(to, expected="a file to write", found="the name of a folder")

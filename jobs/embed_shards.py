@@ -28,7 +28,7 @@ from chiasm.pipeline.collection import (
 from chiasm.pipeline.embed_summary import EmbedSummary, summarize
 from chiasm.pipeline.make import absolute_name
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage import Folder, require_writable
 from chiasm.pipeline.worklist import WorkList
 
 USES = ("encoder", "read", "decode", "batch", "workers", "max_loss")  # groups of settings
@@ -69,6 +69,7 @@ def embed_shards(
     show: called about twice a second. report: called with what a person should know beforehand.
     """
     started = time.monotonic()
+    require_writable(request.to)
     folder = Folder(request.to)
     identity = read_identity(folder)
     if identity is None and request.settings.encoder.name is None:

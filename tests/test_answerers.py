@@ -98,6 +98,8 @@ def test_a_task_or_a_language_that_the_model_lacks_is_one_line():
         "model echo: expected one that can caption, found one that can ask, translate; "
         "take another model"
     )
+    with pytest.raises(UsageError, match="expected one that can judge sentiment, found one"):
+        require_task(Echo(), "sentiment")
     with pytest.raises(UsageError, match="in zh, found one for en"):
         require_task(Echo(), "ask", "zh")
 
@@ -117,7 +119,15 @@ def test_another_family_is_refused_by_name():
     [
         (lambda: GenerateSettings(beams=0), "beams: expected 1 or more, found 0"),
         (lambda: GenerateSettings(max_tokens=0), "max_tokens: expected 1 or more, found 0"),
-        (lambda: Sampling(temperature=0), "temperature: expected above 0, found 0"),
+        (lambda: GenerateSettings(beams=257), "beams: expected at most 256, found 257"),
+        *(
+            (
+                lambda value=value: Sampling(temperature=value),
+                f"temperature: expected a finite number, 0.001 or more, found {value:g}",
+            )
+            for value in (0, 1e-320, float("inf"), float("nan"))
+        ),
+        (lambda: Sampling(seed=2**63), f"seed: expected an integer of 64 bits, found {2**63}"),
         (lambda: Sampling(top_p=1.5), "top_p: expected above 0, at most 1, found 1.5"),
         (
             lambda: GenerateSettings(beams=2, sampling=Sampling()),

@@ -7,12 +7,16 @@ import os
 
 import numpy as np
 import pytest
+from conftest import make_shard
 from PIL import Image
 from tiny_answerers import blip_folder
 
 from chiasm.jobs.cli import answering
 from chiasm.jobs.cli.ask import ask
 from chiasm.jobs.cli.caption import caption
+from chiasm.jobs.cli.embed import embed
+from chiasm.jobs.cli.explain import explain
+from chiasm.jobs.cli.filter import filter_
 from chiasm.jobs.cli.imagine import imagine
 from chiasm.jobs.cli.sentiment import sentiment
 from chiasm.jobs.cli.translate import translate
@@ -298,6 +302,101 @@ def test_pictures_are_drawn_into_a_file_or_a_folder(parrot, pictures, stdin, cap
             lambda: ask("red.png", ["what", "is", "it"], "parrot"),
             "QUESTION: expected one text, found 3 words; put the words in quotes",
         ),
+        *(
+            (
+                call,
+                f"{name}: expected a {'question' if name == 'ask' else 'text'}, found a blank one",
+            )
+            for blank in ("", " \t")
+            for name, call in (
+                ("ask", lambda blank=blank: ask("red.png", [blank], "parrot")),
+                ("ask", lambda blank=blank: ask("-", [blank], "parrot")),
+                ("translate", lambda blank=blank: translate([blank], "zh", "red.png", "parrot")),
+                ("sentiment", lambda blank=blank: sentiment([blank], "red.png", "parrot")),
+                ("imagine", lambda blank=blank: imagine([blank], "drawn.png", "parrot")),
+                ("explain", lambda blank=blank: explain("red.png", [blank])),
+            )
+        ),
+        (
+            lambda: caption([" "], "parrot"),
+            "' ': expected a picture's path or URL, found an empty one",
+        ),
+        (
+            lambda: caption(["red.png", "a.tar"], "parrot"),
+            "a.tar: expected a picture, found a shard; for shards add --to FOLDER",
+        ),
+        (
+            lambda: caption(["crawled/{0..9}.tar.zst"], "parrot"),
+            "crawled/{0..9}.tar.zst: expected a picture, found a shard; for shards add --to FOLDER",
+        ),
+        (
+            lambda: ask("a.tar", ["b.tar", "what?"], "parrot"),
+            "a.tar: expected a picture and a question, found a shard; for shards add --to FOLDER",
+        ),
+        (
+            lambda: ask("https://host/0.tgz?key=abc", ["what?"], "parrot"),
+            "https://host/0.tgz?key=***: expected a picture and a question, found a shard",
+        ),
+        (
+            lambda: ask("https://me:secret@host/0.tar", ["what?"], "parrot"),
+            "https://host/0.tar: expected a URL that may be written into ledgers",
+        ),
+        (
+            lambda: sentiment(["crawled/*.tar"], None, "parrot"),
+            "crawled/*.tar: expected a text, found a shard; for shards add --to FOLDER",
+        ),
+        (
+            lambda: translate(["a.TAR"], "out", None, "parrot"),
+            "a.TAR: expected a text, found a shard; for shards add --language en or zh, and name "
+            "a folder with --to",
+        ),
+        (
+            lambda: caption(["."], "parrot"),
+            ".: expected a picture, found a folder; name the pictures in it; for shards in it add "
+            "--to FOLDER",
+        ),
+        (
+            lambda: ask(".", ["what?"], "parrot"),
+            ".: expected a picture, found a folder; name the pictures in it",
+        ),
+        (
+            lambda: ask("red.png", ["blue.png", "halves.png", "what?"], "parrot"),
+            "ask: expected one picture, then a question, found 3 pictures; give them on stdin, a "
+            "line each: chiasm ask - QUESTION",
+        ),
+        (
+            lambda: translate(["fine"], "zh", None, "parrot"),
+            "translate: expected a picture, or - to read stdin, found none; name it with --image",
+        ),
+        (
+            lambda: translate(["crawled/*.tar"], "out", None, "parrot", language="fr"),
+            "language 'fr': expected one of en, zh",
+        ),
+        (
+            lambda: imagine(["fine"], "drawn.png", "parrot", 2, 1.0),
+            "imagine: expected --beams, for the most probable picture, or --temperature, for one "
+            "at random, found both; leave one out",
+        ),
+        (
+            lambda: imagine(["fine"], "drawn.png", "parrot", temperature=1e-9),
+            "temperature: expected a finite number, 0.001 or more, found 1e-09",
+        ),
+        (
+            lambda: imagine(["fine"], "drawn.png", "parrot", seed=3),
+            "--seed: expected it with --temperature; add --temperature 1",
+        ),
+        (
+            lambda: imagine(["fine"], " ", "parrot"),
+            "-o: expected a name that ends in .png",
+        ),
+        (
+            lambda: imagine(["fine"], "https://host/drawn.png", "parrot"),
+            "https://host/drawn.png: expected a URL that can be written to, found https://",
+        ),
+        (
+            lambda: caption(["red.png"], "parrot", beams=257),
+            "beams: expected at most 256, found 257",
+        ),
         (
             lambda: caption(["red.png", "-"], "parrot"),
             "caption: expected pictures, or - alone, found both",
@@ -317,6 +416,55 @@ def test_wrong_usage_is_one_line(parrot, pictures, call, line):
     with pytest.raises(UsageError) as refused:
         call()
     assert str(refused.value).startswith(line)
+    assert refused.value.exit_code == 2 and not parrot.batches and not os.path.exists("drawn.png")
+
+
+def test_a_text_may_end_like_a_shard(parrot, pictures, capsys):
+    sentiment(["what a mess in a.tar"], "red.png", "parrot")
+    ask("red.png", ["is it boat.tar?"], "parrot")
+    assert len(lines(capsys)) == 2
+
+
+def test_a_blank_text_of_a_pair_is_that_pairs_error(parrot, pictures, stdin, capsys):
+    stdin('{"image": "red.png", "question": " "}\n{"image": " ", "question": "a"}\nred.png\tb\n')
+    with pytest.raises(ChiasmError, match="expected 3 answers, found 1"):
+        ask("-", None, "parrot", as_json=True)
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        "line 1 of stdin: expected a question, found a blank one",
+        "' ': expected a picture's path or URL, found an empty one",
+    ]
+    blank, _, answered = map(json.loads, printed.out.splitlines())
+    assert blank == {
+        "image": "red.png",
+        "question": " ",
+        "error": "line 1 of stdin: expected a question, found a blank one",
+        "model": "parrot",
+    }
+    assert answered["answer"] == "ask\nen\nred\nb\n1"
+
+
+def test_nothing_is_written_to_a_web_server_and_none_is_asked(parrot, pictures, stdin):
+    """Where a request was made, ten attempts would fail."""
+    make_shard(pictures / "a.tar", 1)
+    to = "http://127.0.0.1:9/made"
+    for call in (
+        lambda: caption(["a.tar"], "parrot", to=to),
+        lambda: ask("a.tar", ["what?"], "parrot", to=to),
+        lambda: translate(["a.tar"], to, None, "parrot", language="zh"),
+        lambda: sentiment(["a.tar"], None, "parrot", to=to),
+        lambda: imagine(["-"], to, "parrot"),  # the pipe's other end is open
+        lambda: explain("-", None, to),
+        lambda: embed(["a.tar"], to, "pocket"),
+        lambda: filter_(["a.tar"], to, "pocket"),
+    ):
+        with pytest.raises(UsageError) as refused:
+            call()
+        assert str(refused.value).startswith(to)
+        assert str(refused.value).endswith(
+            "expected a URL that can be written to, found http://; name a folder or "
+            "s3://bucket/prefix"
+        )
 
 
 def test_a_task_or_a_language_that_the_model_lacks_is_said_before_stdin_is_read(

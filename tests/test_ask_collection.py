@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from chiasm.index import AskSettings, ask_collection, build_index, open_collection
 from chiasm.index import ask as ask_module
-from chiasm.index import build_index, open_collection
-from chiasm.index.ask import AskSettings, ask_collection
 from chiasm.index.content_words import content_words
 from chiasm.index.sheet.typeface import Typeface
 from chiasm.jobs.cli import ask_collection as command

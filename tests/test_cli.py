@@ -374,6 +374,10 @@ def test_no_folder_is_named_by_an_empty_text():
     """An empty path is the current folder; each option that is a path has to refuse it."""
     with pytest.raises(UsageError, match="'': expected a folder's path, found an empty one"):
         folder_path("")
+    with pytest.raises(
+        UsageError, match=r"s3://\*\*\*: expected a folder of this machine, found a"
+    ):
+        folder_path("s3://bucket/model")
     paths = [
         ast.unparse(node)
         for path in sorted((ROOT / "jobs/cli").glob("*.py"))

@@ -14,6 +14,7 @@ from chiasm.jobs.build_index import build_on_cluster
 from chiasm.jobs.cli.ask import ask
 from chiasm.jobs.cli.check import check as check_command
 from chiasm.jobs.config import WorkerSettings
+from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.encoders.registry import ENCODERS
 from chiasm.pipeline.errors import ChiasmError, CollectionError, EncoderError, UsageError
 
@@ -127,3 +128,16 @@ def test_check_needs_rows_to_encode_and_advises_the_named_one(made, tmp_path):
 def test_a_question_is_refused_before_its_model_is_loaded(made):
     with pytest.raises(ChiasmError, match="found another of that name"):
         ask(str(made), ["is there a boat?"], "hf:/no/such/model")
+
+
+@pytest.mark.parametrize("family", ["pocket", "two-tower", "joint"])
+def test_a_model_of_our_own_is_a_folder_of_this_machine(family, tmp_path, monkeypatch):
+    with pytest.raises(EncoderError) as refused:
+        load_encoder(f"{family}:s3://bucket/model")
+    assert str(refused.value) == (
+        f"encoder {family}: expected a folder after the colon, found a URL; copy the folder to "
+        "this machine, and name the copy"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(EncoderError, match=rf"model folder {tmp_path}/model: expected"):
+        load_encoder(f"{family}:~/model")

@@ -13,6 +13,7 @@ from chiasm.pipeline.encoders import (
     Request,
     Sampling,
     load_answerer,
+    pocket_answerer,
 )
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_model, save_model
@@ -159,6 +160,23 @@ def test_a_reply_does_not_depend_on_its_batch(folder, beams):
     confidences = [[reply.confidence for reply in replies] for replies in (together, alone)]
     np.testing.assert_allclose(*confidences, rtol=1e-4)
     assert answerer.answer([], settings) == []
+
+
+@pytest.mark.parametrize(("beams", "pictures"), [(1, 6), (2, 3), (4, 1), (9, 1)])
+def test_beams_count_as_rows_of_a_block(folder, monkeypatch, beams, pictures):
+    """Memory is that of a block, however many beams there are: of more than a block, of a row."""
+    answerer = load_answerer(f"pocket:{folder}", PLAIN)
+    given = requests(answerer) * 2
+    settings = GenerateSettings(beams=beams, max_tokens=4)
+    whole = answerer.answer(given, settings)
+    monkeypatch.setattr(pocket_answerer, "BLOCK", 6)
+    decoder, rows = load_model(folder)[0].decoder, []
+    assert decoder is not None
+    monkeypatch.setattr(answerer, "_decoder", decoder)
+    decoder.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    found = answerer.answer(given, settings)
+    assert [reply.text for reply in found] == [reply.text for reply in whole]
+    assert max(rows) == pictures * beams
 
 
 def test_what_the_model_has_is_what_it_says(folder, tmp_path):

@@ -96,6 +96,7 @@ def test_urls_that_cannot_be_a_picture_are_refused_in_one_line(made, web, monkey
         "ftp://user:secret@host/a.jpg": "ftp://***: expected a picture's path, or its URL with one",
         "http://user:secret@host/a.jpg": "found credentials in it",
         "": "'': expected a picture's path or URL, found an empty one",
+        " ": "' ': expected a picture's path or URL, found an empty one",
     }
     for url, message in messages.items():
         with pytest.raises((UsageError, SourceError)) as error:

@@ -408,6 +408,13 @@ def test_dir_lists_the_public_names_alone():
     assert dir(pipeline) == sorted(pipeline.__all__)
 
 
+def test_the_face_of_index_has_what_answers_and_their_settings_are_made_of():
+    from chiasm import index
+
+    assert {"AskSettings", "CollectionAnswer", "ask_collection"} <= {*index.__all__}
+    assert all(hasattr(index, name) for name in index.__all__)
+
+
 def test_a_notebook_shows_small_pictures_and_escaped_captions(made):
     answer = open_collection(made).search("a <b>red</b> boat", k=30)
     first = answer[0]

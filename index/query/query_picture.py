@@ -47,7 +47,7 @@ def encoded_picture(source: PictureSource) -> bytes:
         image = source if source.mode in PNG_MODES else source.convert("RGB")
         image.save(file, "PNG", compress_level=0, exif=source.getexif())
         return file.getvalue()
-    if source == "":  # as a path it would be the current folder
+    if isinstance(source, str) and not source.strip():  # "" would be the current folder
         raise UsageError(repr(source), expected="a picture's path or URL", found="an empty one")
     scheme = _SCHEME.match(source) if isinstance(source, str) else None
     if scheme is not None:

@@ -53,18 +53,21 @@ def read_inputs(task: str, images: Sequence[str], text: str | None) -> Inputs:
     """The inputs of a command. `-` for the picture or the text: a line of stdin each, with the
     other as given; for both, or where the other is not given: a pair a line, as a JSON object with
     both or with a tab between them. task: of TASKS, or a command that takes a picture and a text.
-    Raises UsageError where something is missing."""
+    Raises UsageError where something is missing, and for a blank text."""
     needs = TASKS.get(task, (IMAGE, TEXT))
     pictures = [image for image in images if image != STDIN]
     lines = len(pictures) < len(images) or text == STDIN
     words = None if text == STDIN else text
     given = ((IMAGE, pictures), (TEXT, words))
     lacking = [name for name, values in given if name in needs and not values]
+    if text is not None and not text.strip():
+        raise UsageError(task, expected=f"a {text_name(task)}", found="a blank one")
     if lines and pictures and (lacking != [TEXT] or len(pictures) > 1):
         raise UsageError(task, expected="pictures, or - alone", found="both")
     if lacking and not lines:
         names = " and ".join(text_name(task) if name == TEXT else "picture" for name in lacking)
-        raise UsageError(task, expected=f"a {names}, or - to read stdin", found="none")
+        do = "name it with --image" if IMAGE in lacking else ""
+        raise UsageError(task, expected=f"a {names}, or - to read stdin", found="none", do=do)
     if not lines:
         items = [_item(image, words) for image in pictures or [None]]
         return Inputs(_batches(iter([items])), len(items) > 1)
@@ -107,7 +110,10 @@ def _pair(line: str, place: str, name: str) -> Item:
         image, _, text = (part.strip() for part in line.partition("\t"))
         image = image if text else None
     if isinstance(image, str) and isinstance(text, str):
-        return Item(f"{image}\t{text}", image, text, is_pair=True)
+        error = None
+        if not text.strip():
+            error = UsageError(place, expected=f"a {name}", found="a blank one")
+        return Item(f"{image}\t{text}", image, text, error, is_pair=True)
     expected = f'a JSON object with "{IMAGE}" and "{name}", or the two with a tab between them'
     return Item(place, error=UsageError(place, expected=expected, found=line[:80]))
 

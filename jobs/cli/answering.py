@@ -21,6 +21,7 @@ from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, printable_columns
 from chiasm.pipeline.encoders import (
     LANGUAGES,
+    MOST_BEAMS,
     Answerer,
     Fault,
     GenerateSettings,
@@ -38,9 +39,16 @@ from chiasm.pipeline.records import IMAGE
 
 Model = Annotated[str, typer.Option(help="pocket, pocket:DIR or hf:ID_OR_DIR.")]
 Language = Annotated[
-    str | None, typer.Option(help="Of the answer: en or zh. (default: that of the text)")
+    str | None, typer.Option(help="Of the answer: en or zh. (default: that of the text, else en)")
 ]
-Beams = Annotated[int, typer.Option(min=1, help="Width of the search for the answer.")]
+Beams = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=MOST_BEAMS,
+        help="Answers that are written side by side, to give the most probable one.",
+    ),
+]
 MaxTokens = Annotated[
     int | None, typer.Option(min=1, help="The most tokens of an answer. (default: the model's)")
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -19,7 +20,8 @@ from chiasm.pipeline.answers import AnswerSettings, AnswersSummary, unanswered
 from chiasm.pipeline.encoders import LANGUAGES, GenerateSettings
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.shards import TAR_SUFFIXES
+from chiasm.pipeline.storage import Folder, canonical_url, display_name
 
 MOST_LISTED = 20  # samples without an answer, printed one by one
 
@@ -90,6 +92,31 @@ class ShardOptions:
                     found="no folder for their answers",
                     do="add --to FOLDER",
                 )
+
+
+def require_no_shards(
+    names: Sequence[str], expected: str, do: str = "for shards add --to FOLDER"
+) -> None:
+    """UsageError where an argument of a command without a folder for answers is a shard. expected:
+    what it takes."""
+    for name in filter(_is_shard, names):
+        where = display_name(canonical_url(name, allow_query=True)) if "://" in name else name
+        raise UsageError(where, expected=expected, found="a shard", do=do)
+
+
+def require_no_folders(pictures: Sequence[str]) -> None:
+    """UsageError where a picture is a folder: of pictures, or of shards."""
+    for name in filter(os.path.isdir, pictures):
+        do = "name the pictures in it; for shards in it add --to FOLDER"
+        raise UsageError(name, expected="a picture", found="a folder", do=do)
+
+
+def _is_shard(name: str) -> bool:
+    """By its suffix; a text may end in one, too, but has more than one word."""
+    without_query = name.partition("?")[0]  # of a URL; of a glob, a part
+    if not any(text.lower().endswith(TAR_SUFFIXES) for text in (name, without_query)):
+        return False
+    return len(name.split()) == 1 or os.path.exists(name)
 
 
 def answer_command_shards(

@@ -28,6 +28,8 @@ from chiasm.jobs.cli.answering_shards import (
     ShardOptions,
     To,
     answer_command_shards,
+    require_no_folders,
+    require_no_shards,
 )
 from chiasm.jobs.cli.ask_collection import (
     About,
@@ -107,12 +109,27 @@ def ask(
         answer_command_shards("ask", shards, to, options, about_shards, question)
         return
     about_shards.require_none()
+    require_no_shards([image, *(words or [])], "a picture and a question")
+    _require_one_picture(words or [])
     question = one_text("ask", words or [])
     if image != "-" and is_collection(image):
         answer_from_collection(image, question, of_collection, options)
         return
     of_collection.require_none()
+    require_no_folders([image])
     answer_inputs("ask", read_inputs("ask", [image], question), options)
+
+
+def _require_one_picture(words: list[str]) -> None:
+    """UsageError where pictures follow the first one, as of a glob without quotes."""
+    more = [name for name in words[:-1] if os.path.isfile(name)]
+    if more:
+        raise UsageError(
+            "ask",
+            expected="one picture, then a question",
+            found=f"{1 + len(more)} pictures",
+            do="give them on stdin, a line each: chiasm ask - QUESTION",
+        )
 
 
 def _require_question(shards: list[str], question: str) -> None:

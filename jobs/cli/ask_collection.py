@@ -9,8 +9,15 @@ from typing import Annotated
 
 import typer
 
-from chiasm.index import Answer, Searcher, open_collection
-from chiasm.index.ask import AskSettings, CollectionAnswer, ask_collection, searched_for
+from chiasm.index import (
+    Answer,
+    AskSettings,
+    CollectionAnswer,
+    Searcher,
+    ask_collection,
+    open_collection,
+)
+from chiasm.index.ask import searched_for
 from chiasm.index.queries import check_rate
 from chiasm.index.query import TooFewCaptions
 from chiasm.index.sheet import Heading, write_sheet

@@ -28,6 +28,8 @@ from chiasm.jobs.cli.answering_shards import (
     To,
     WriteShards,
     answer_command_shards,
+    require_no_folders,
+    require_no_shards,
 )
 from chiasm.jobs.cli.options import Assignments, Device, Preset
 
@@ -74,4 +76,6 @@ def caption(
         answer_command_shards("caption", images, to, options, about_shards)
         return
     about_shards.require_none()
+    require_no_shards(images, "a picture")
+    require_no_folders(images)
     answer_inputs("caption", read_inputs("caption", images, None), options)

@@ -71,7 +71,7 @@ def explain(
         sheet_format(to)
         file_to_write(to, others={"IMAGE": image})
     elif to is not None:
-        file_of(to, 1)
+        file_to_write(file_of(to, 1))
     model = require_explainer(load_encoder(encoder, settings.encoder))
     require_method(model, method)
     _explain_all(model, inputs, method, to, as_json)

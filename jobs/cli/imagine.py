@@ -35,7 +35,9 @@ Temperature = Annotated[
     float,
     typer.Option(min=0.0, help="Of codes drawn at random; 0: the most probable each time."),
 ]
-Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
+Seed = Annotated[
+    int | None, typer.Option(help="Of what is drawn at random, with --temperature. (default: 0)")
+]
 
 
 def imagine(
@@ -48,7 +50,7 @@ def imagine(
     model: Model = "pocket",
     beams: Beams = 1,
     temperature: Temperature = 0.0,
-    seed: Seed = 0,
+    seed: Seed = None,
     as_json: AsJson = False,
     device: Device = None,
     precision: Precision = None,
@@ -63,11 +65,11 @@ def imagine(
         precision=precision,
         preset=preset,
         assignments=assignments,
-        sampling=Sampling(temperature, seed=seed) if temperature else None,
+        sampling=_sampling(beams, temperature, seed),
     )
     inputs = read_inputs("imagine", [], one_text("imagine", words))
     if inputs.several:
-        file_of(output, 1)
+        file_to_write(file_of(output, 1))
     else:
         _require_png(output)
     numbers = count(1)
@@ -78,10 +80,27 @@ def imagine(
     answer_inputs("imagine", inputs, options, write)
 
 
+def _sampling(beams: int, temperature: float, seed: int | None) -> Sampling | None:
+    """UsageError for options that contradict each other."""
+    if not temperature:
+        if seed is not None:
+            raise UsageError("--seed", expected="it with --temperature", do="add --temperature 1")
+        return None
+    if beams > 1:
+        raise UsageError(
+            "imagine",
+            expected="--beams, for the most probable picture, or --temperature, for one at random",
+            found="both",
+            do="leave one out",
+        )
+    return Sampling(temperature, seed=seed or 0)
+
+
 def _require_png(path: str) -> None:
     """Refuses what cannot be written now, rather than after the picture is drawn."""
     if not path.lower().endswith(".png"):
-        raise UsageError(path, expected="a name that ends in .png", do="name the picture so")
+        name = path.strip() or "-o"
+        raise UsageError(name, expected="a name that ends in .png", do="name the picture so")
     file_to_write(path)
 
 

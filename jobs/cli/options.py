@@ -45,9 +45,13 @@ MATCHER_HELP = "A model that matches: pocket, pocket:DIR, two-tower:DIR or joint
 
 
 def folder_path(text: str) -> Path:
-    """The path of a folder; UsageError for none: it would be the current folder."""
+    """The path of a folder; UsageError for none, which would be the current folder, and for a URL,
+    which would be a folder named `s3:`."""
     if not text:
         raise UsageError(repr(text), expected="a folder's path", found="an empty one")
+    if "://" in text:
+        scheme = text.partition("://")[0]
+        raise UsageError(f"{scheme}://***", expected="a folder of this machine", found="a URL")
     return Path(text)
 
 

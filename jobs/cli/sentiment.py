@@ -26,6 +26,7 @@ from chiasm.jobs.cli.answering_shards import (
     ShardOptions,
     To,
     answer_command_shards,
+    require_no_shards,
 )
 from chiasm.jobs.cli.options import Assignments, Device, Preset
 from chiasm.pipeline.errors import UsageError
@@ -74,5 +75,6 @@ def sentiment(
         answer_command_shards("sentiment", words, to, options, about_shards)
         return
     about_shards.require_none()
+    require_no_shards(words, "a text")
     text = one_text("sentiment", words)
     answer_inputs("sentiment", read_inputs("sentiment", [image] if image else [], text), options)

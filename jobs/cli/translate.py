@@ -25,6 +25,7 @@ from chiasm.jobs.cli.answering_shards import (
     MaxLoss,
     ShardOptions,
     answer_command_shards,
+    require_no_shards,
 )
 from chiasm.jobs.cli.options import Assignments, Device, Preset
 from chiasm.pipeline.encoders import LANGUAGES
@@ -83,6 +84,8 @@ def translate(
         answer_command_shards("translate", words, to, options, about_shards)
         return
     about_shards.require_none()
+    do = "for shards add --language en or zh, and name a folder with --to"
+    require_no_shards(words, "a text", do)
     options = Answering(
         model, to, beams, max_tokens, as_json, device, precision, preset, assignments
     )

@@ -3,6 +3,7 @@ odds; answerers: a picture, a text or both -> another text, or a picture."""
 
 from chiasm.pipeline.encoders.answerers import (
     LANGUAGES,
+    MOST_BEAMS,
     TASKS,
     Answerer,
     GenerateSettings,
@@ -67,6 +68,7 @@ __all__ = [
     "ENCODE_REASONS",
     "JOINT",
     "LANGUAGES",
+    "MOST_BEAMS",
     "TASKS",
     "Answerer",
     "BaseEncoder",

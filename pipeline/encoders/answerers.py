@@ -26,6 +26,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {  # task -> the modalities that its requ
     "imagine": (TEXT,),
 }
 LANGUAGES = ("en", "zh")
+MOST_BEAMS = 256
 _HAN = re.compile(r"[\u3400-\u9fff]")
 
 
@@ -74,17 +75,20 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise UsageError("temperature", expected="above 0", found=f"{self.temperature:g}")
+        if not 0.001 <= self.temperature < float("inf"):  # logits stay finite divided by it
+            expected, found = "a finite number, 0.001 or more", f"{self.temperature:g}"
+            raise UsageError("temperature", expected=expected, found=found)
         if not 0 < self.top_p <= 1:
             raise UsageError("top_p", expected="above 0, at most 1", found=f"{self.top_p:g}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UsageError("seed", expected="an integer of 64 bits", found=str(self.seed))
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateSettings:
     """How an answer is found. beams: 1 for the most probable token at each step, more for a beam
-    search of that width. max_tokens: of an answer; None for the model's own number. sampling: in
-    place of beams."""
+    search of that width, up to MOST_BEAMS. max_tokens: of an answer; None for the model's own
+    number. sampling: in place of beams."""
 
     beams: int = 1
     max_tokens: int | None = None
@@ -94,6 +98,8 @@ class GenerateSettings:
         for name, value in (("beams", self.beams), ("max_tokens", self.max_tokens)):
             if value is not None and value < 1:
                 raise UsageError(name, expected="1 or more", found=str(value))
+        if self.beams > MOST_BEAMS:
+            raise UsageError("beams", expected=f"at most {MOST_BEAMS}", found=str(self.beams))
         if self.sampling is not None and self.beams > 1:
             raise UsageError("beams", expected="1 with sampling", found=str(self.beams))
 
@@ -127,10 +133,10 @@ def language_of(text: str | None) -> str:
 def require_task(answerer: Answerer, task: str, language: str | None = None) -> None:
     """UsageError where the model lacks the task, or answers in no such language."""
     if task not in answerer.tasks:
-        have = [name for name in TASKS if name in answerer.tasks]
+        have = [_verb(name) for name in TASKS if name in answerer.tasks]
         raise UsageError(
             f"model {answerer.name}",
-            expected=f"one that can {task}",
+            expected=f"one that can {_verb(task)}",
             found=f"one that can {', '.join(have)}" if have else "one that answers nothing",
             do="take another model",
         )
@@ -138,10 +144,14 @@ def require_task(answerer: Answerer, task: str, language: str | None = None) -> 
     if language is not None and task != "imagine" and language not in languages:
         raise UsageError(
             f"model {answerer.name}",
-            expected=f"one that can {task} in {language}",
+            expected=f"one that can {_verb(task)} in {language}",
             found=f"one for {', '.join(languages)}",
             do="take another model or another language",
         )
+
+
+def _verb(task: str) -> str:
+    return "judge sentiment" if task == "sentiment" else task
 
 
 def answer_batch(

@@ -1,9 +1,10 @@
-"""What encoders and matchers share: the defaults of `Encoder`, unit vectors and their mean, and the
-errors for a model that does not take a modality or does not match."""
+"""What encoders and matchers share: the defaults of `Encoder`, a model's folder, unit vectors and
+their mean, and the errors for a model that does not take a modality or does not match."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from chiasm.pipeline.encoders.protocols import (
     MatchingEncoder,
     Preprocessor,
 )
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.records import IMAGE, TEXT
 
 
@@ -40,6 +41,18 @@ class BaseEncoder:
 
     def encode_joint_queries(self, parts: Mapping[str, Encoded]) -> Array:
         return normalized_mean([part.vectors for part in parts.values()])
+
+
+def model_folder(family: str, model: str) -> Path:
+    """The folder after the colon of `family:model`; EncoderError for none, and for a URL."""
+    if not model or "://" in model:
+        raise EncoderError(
+            f"encoder {family}",
+            expected="a folder after the colon",
+            found="a URL" if model else "none",
+            do="copy the folder to this machine, and name the copy" if model else "",
+        )
+    return Path(model).expanduser()
 
 
 def normalized_mean(vectors: Sequence[Array]) -> Array:

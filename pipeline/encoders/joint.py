@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chiasm.pipeline.encoders.base import BaseEncoder, image_and_text
+from chiasm.pipeline.encoders.base import BaseEncoder, image_and_text, model_folder
 from chiasm.pipeline.encoders.protocols import JOINT, Array, Encoded, Encoder
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.model.frozen_joint import FROZEN_FILES, load_frozen_joint
@@ -32,9 +32,7 @@ def load(
     """The encoder of a model folder; load_base: name and settings -> the encoder below it. Raises
     EncoderError for a folder that holds none, and where that encoder is gone or has become
     another."""
-    if not model:
-        raise EncoderError("encoder joint", expected="a folder after the colon")
-    return JointEncoder(Path(model).expanduser().resolve(), settings, load_base)
+    return JointEncoder(model_folder("joint", model).resolve(), settings, load_base)
 
 
 class JointEncoder(BaseEncoder):

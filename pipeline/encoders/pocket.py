@@ -17,7 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from chiasm.pipeline.encoders.base import BaseEncoder, image_and_text, require_modality
+from chiasm.pipeline.encoders.base import (
+    BaseEncoder,
+    image_and_text,
+    model_folder,
+    require_modality,
+)
 from chiasm.pipeline.encoders.explain_pocket import PocketMapper
 from chiasm.pipeline.encoders.explainer import (
     DEFAULT,
@@ -52,9 +57,9 @@ def load(model: str, settings: EncoderSettings) -> PocketEncoder:
 
     Raises EncoderError for a folder that holds no model, UsageError for settings that mean nothing.
     """
-    return PocketEncoder(
-        Path(model) if model else SHIPPED, settings, f"pocket:{model}" if model else "pocket"
-    )
+    if not model:
+        return PocketEncoder(SHIPPED, settings, "pocket")
+    return PocketEncoder(model_folder("pocket", model), settings, f"pocket:{model}")
 
 
 class PocketEncoder(BaseEncoder):

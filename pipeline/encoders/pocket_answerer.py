@@ -31,7 +31,7 @@ from chiasm.pipeline.model.tasks import TASKS, Head, as_written
 from chiasm.pipeline.model.tokenizer import END
 from chiasm.pipeline.pretrained import EncoderSettings
 
-BLOCK = 256  # rows that are generated at once, some 100 MB of keys and values
+BLOCK = 256  # rows that are generated at once, beams counted: some 100 MB of keys and values
 
 
 def load(model: str, settings: EncoderSettings) -> PocketAnswerer:
@@ -75,8 +75,9 @@ class PocketAnswerer:
             groups[request.task].append(number)
         replies: dict[int, Reply] = {}
         for task, numbers in groups.items():
-            for start in range(0, len(numbers), BLOCK):
-                some = numbers[start : start + BLOCK]
+            most = max(BLOCK // settings.beams, 1)
+            for start in range(0, len(numbers), most):
+                some = numbers[start : start + most]
                 made = self._reply(task, [requests[number] for number in some], settings)
                 replies.update(zip(some, made, strict=True))
         return [replies[number] for number in range(len(requests))]

@@ -17,7 +17,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from chiasm.pipeline.encoders.base import BaseEncoder, image_and_text, require_modality
+from chiasm.pipeline.encoders.base import (
+    BaseEncoder,
+    image_and_text,
+    model_folder,
+    require_modality,
+)
 from chiasm.pipeline.encoders.explain_two_tower import TwoTowerMapper
 from chiasm.pipeline.encoders.explainer import DEFAULT, Explanation
 from chiasm.pipeline.encoders.explaining import explain
@@ -34,9 +39,7 @@ BLOCK = 64  # pictures or texts of one forward pass
 def load(model: str, settings: EncoderSettings) -> TwoTowerEncoder:
     """The encoder of a model folder. Raises EncoderError for a folder that holds none, and where
     a tower is gone or has become another."""
-    if not model:
-        raise EncoderError("encoder two-tower", expected="a folder after the colon")
-    return TwoTowerEncoder(Path(model).expanduser().resolve(), settings)
+    return TwoTowerEncoder(model_folder("two-tower", model).resolve(), settings)
 
 
 class TwoTowerEncoder(BaseEncoder):

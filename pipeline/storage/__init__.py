@@ -33,6 +33,7 @@ from chiasm.pipeline.storage.urls import (
     map_concurrent,
     open_stream,
     read_range,
+    require_writable,
     stat,
     stat_or_none,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "remove_abandoned",
     "replace_prefix",
     "require_no_credentials",
+    "require_writable",
     "run_of_temporary",
     "stat",
     "stat_or_none",

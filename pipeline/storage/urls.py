@@ -10,6 +10,7 @@ from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.storage.backend import Stat, Stream
 from chiasm.pipeline.storage.credentials import require_harmless_query
 from chiasm.pipeline.storage.schemes import backend_of
+from chiasm.pipeline.storage.web_files import WebFiles
 
 B = TypeVar("B")
 
@@ -34,6 +35,13 @@ def display_name(url: str) -> str:
 def base_name(url: str) -> str:
     """The last part of the path, unescaped, without the query of an HTTP URL."""
     return backend_of(url).base_name(url)
+
+
+def require_writable(url: str) -> None:
+    """UsageError for a URL of a web server, which is read only. No request is made."""
+    backend = backend_of(url)
+    if isinstance(backend, WebFiles):
+        raise backend.read_only_error(backend.canonical(url))
 
 
 def stat(url: str) -> Stat:

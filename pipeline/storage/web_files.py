@@ -67,16 +67,16 @@ class WebFiles(ReadableFiles[ReadableStore]):
         raise self._listing_error(url)
 
     def create(self, url: str, run_id: str) -> PendingObject:
-        raise self._read_only_error(url)
+        raise self.read_only_error(url)
 
     def remove(self, url: str) -> None:
-        raise self._read_only_error(url)
+        raise self.read_only_error(url)
 
     def remove_folder(self, url: str, is_ours: Callable[[str], bool]) -> None:
-        raise self._read_only_error(url)
+        raise self.read_only_error(url)
 
     def abort_uploads(self, url: str, is_dead: Callable[[str], bool]) -> Sequence[str]:
-        raise self._read_only_error(url)
+        raise self.read_only_error(url)
 
     def _listing_error(self, url: str) -> UsageError:
         return UsageError(
@@ -85,7 +85,8 @@ class WebFiles(ReadableFiles[ReadableStore]):
             found=f"a folder or a pattern, and {self.scheme}:// has no listing",
         )
 
-    def _read_only_error(self, url: str) -> UsageError:
+    def read_only_error(self, url: str) -> UsageError:
+        """That of whatever would write."""
         return UsageError(
             self.display_name(url),
             expected="a URL that can be written to",
