@@ -117,20 +117,20 @@ def measured(
     held_out = [pair for pair in stream(paths, expanded=expanded) if pair.held_out]
     weights, powers = [], []
     with torch.inference_mode():
-        shown = gallery(network, held_out)
-        rows = shown.rows.numpy()
+        displayed = gallery(network, held_out)
+        rows = displayed.rows.numpy()
         mean, ours = np.zeros((2, len(rows)), dtype=np.int64)
         for half in (0, 1):
-            select_mean(network, queries_of_half(shown, 1 - half))
+            select_mean(network, queries_of_half(displayed, 1 - half))
             weights.append(network.config.text_weight)
             powers.append(network.config.hubness_power)
             for found, vectors in (
-                (mean, network.mean(shown.text, shown.image)),
-                (ours, fused_vectors(network, held_out, shown)),
+                (mean, network.mean(displayed.text, displayed.image)),
+                (ours, fused_vectors(network, held_out, displayed)),
             ):
                 of_half = rows % 2 == half
-                found[of_half] = ranks(shown, network.reduce_hubness(vectors))[of_half]
-        image = recalls_with_errors(ranks(shown, shown.image), rows)
+                found[of_half] = ranks(displayed, network.reduce_hubness(vectors))[of_half]
+        image = recalls_with_errors(ranks(displayed, displayed.image), rows)
     chosen = {"text_weights": weights, "hub_powers": powers, "queries": len(rows)}
     won = {
         "only_fusion": int(((ours < 1) & (mean >= 1)).sum()),

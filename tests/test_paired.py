@@ -35,8 +35,8 @@ def test_of_one_query_a_picture_the_error_is_that_of_a_share(seed, count):
     p = right.mean()
     assert share(right, np.arange(count)) == pytest.approx((p, np.sqrt(p * (1 - p) / count)))
     # Asked four times each, as sure as asked once.
-    asked = share(right.repeat(4), np.arange(count).repeat(4))
-    assert asked == pytest.approx(share(right, np.arange(count)))
+    repeated = share(right.repeat(4), np.arange(count).repeat(4))
+    assert repeated == pytest.approx(share(right, np.arange(count)))
 
 
 def test_recalls_are_shares_of_ranks():

@@ -90,5 +90,5 @@ def _figures(right: np.ndarray) -> dict[str, float]:
     own."""
     found = {}
     for name, answered in (("r1", right[:, 0]), ("r10", right.any(axis=1))):
-        found[name], found[f"{name}_error"] = share(answered, np.arange(len(right)))
+        found[name], found[f"{name}_error"] = share(np.asarray(answered), np.arange(len(right)))
     return found
