@@ -63,7 +63,10 @@ def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
         "--device", "cpu", "--precision", "float32", *SMALL,
     )  # fmt: skip
     assert again.returncode == 0 and (tmp_path / "model.safetensors").read_bytes() == before
-    other = chiasm("train", "pocket", "--to", tmp_path, "--steps", 7, *SMALL)
+    other = chiasm(
+        "train", "pocket", "--to", tmp_path, "--steps", 7, "--device", "cpu",
+        "--precision", "float32", *SMALL,
+    )  # fmt: skip
     assert other.returncode == 2
     assert (
         "found others for fusion_steps, steps" in other.stderr and "Traceback" not in other.stderr
