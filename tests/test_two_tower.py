@@ -141,8 +141,8 @@ def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, coloured, tmp_path
     folder, _ = trained
     fused = tmp_path / "fused"
     shutil.copytree(folder, fused, ignore=shutil.ignore_patterns("model.safetensors"))
-    judged = json.loads((fused / "judged.json").read_text())
-    (fused / "judged.json").write_text(json.dumps({**judged, "fusion": True}))
+    selected = json.loads((fused / "selection.json").read_text())
+    (fused / "selection.json").write_text(json.dumps({**selected, "fusion": True}))
     (fused / "all-samples.safetensors").unlink(missing_ok=True)  # learned without the fusion
     train_two_tower(settings_for(towers), list_shards([str(coloured)], None), fused, lambda _: None)
     encoder = load_encoder(f"two-tower:{fused}", CPU)

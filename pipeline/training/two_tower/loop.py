@@ -56,7 +56,7 @@ from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 LOG = logging.getLogger(__name__)
 MIN_PAIRS, MIN_HELD_OUT = 20, 4
-REPORT, SELECTION, SETTINGS = "report.json", "judged.json", "settings.json"
+REPORT, SELECTION, SETTINGS = "report.json", "selection.json", "settings.json"
 LOG_EVERY = 10  # steps
 # Of `--fusion NAME`, with its name: small, as thousands of pairs are few.
 FUSION = FusionConfig(fusion="gated", width=128, depth=1, heads=2, slots=4)
