@@ -273,7 +273,7 @@ def test_each_cycle_of_a_stage_has_the_rates_of_a_training_of_its_length():
     towers = replace(TINY, fusion=None, decoder=None)
     short, long = (
         Training(replace(RUN, model=towers, steps=steps, cycles=cycles), CPU, tokenizer)
-        for steps, cycles in ((3, 1), (5, 2))
+        for steps, cycles in ((3, (1,)), (6, (1, 1)))
     )
     rates = []
     for step in range(3):
@@ -290,10 +290,12 @@ def test_each_cycle_of_a_stage_has_the_rates_of_a_training_of_its_length():
         assert (long.progress, long.learning_rate_factor) == rates[step - 3]
 
 
-def test_the_fusion_has_cycles_of_its_own():
-    _towers, fusion, *_ = stages_of(replace(RUN, steps=4, fusion_steps=6, fusion_cycles=3))
-    assert [fusion.cycle_at(step) for step in range(6)] == [(0, 2), (1, 2)] * 3
-    one = replace(fusion, steps=2, cycles=1)
-    assert [fusion.rate_at(step, 0.5) for step in range(6)] == [
-        one.rate_at(step, 0.5) for step in range(2)
-    ] * 3
+@pytest.mark.parametrize(
+    ("steps", "cycles", "lengths"),
+    [(6, (2, 1), [4, 2]), (5, (1, 1), [2, 3]), (7, (1,), [7]), (1, (2, 1), [1])],
+)
+def test_cycles_are_as_long_as_their_share_of_the_steps(steps, cycles, lengths):
+    towers, *_ = stages_of(replace(RUN, steps=steps, cycles=cycles))
+    expected = [(step, length) for length in lengths for step in range(length)]
+    assert [towers.cycle_at(step) for step in range(steps)] == expected
+    assert towers.cycle_at(steps) == (lengths[-1], lengths[-1])

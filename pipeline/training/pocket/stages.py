@@ -89,8 +89,8 @@ class Stage:
     end; None: nothing to evaluate. begins_joint: scenes of the galleries by which the joint vector
     begins as the best weighted mean; 0: it goes on. calibrated: scenes that calibrate matching at
     the end, and of the galleries that the joint vector has to win on; 0 for none of this. rate: the
-    highest learning rate of the stage, as a multiple of the settings'. cycles: how often the rate
-    and the weights of losses go from their start to their end, in equal parts of the steps.
+    highest learning rate of the stage, as a multiple of the settings'. cycles: relative lengths of
+    those in which the rate and the weights of losses go from their start to their end.
     """
 
     name: str
@@ -105,13 +105,17 @@ class Stage:
     begins_joint: int = 0
     calibrated: int = 0
     rate: float = 1.0
-    cycles: int = 1
+    cycles: tuple[int, ...] = (1,)
 
     def cycle_at(self, step: int) -> tuple[int, int]:
         """Of a step of the stage: how many of its cycle come before it, and how many a cycle has
         (Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017)."""
-        steps = -(-self.steps // self.cycles)
-        return step - min(step // steps, self.cycles - 1) * steps, steps
+        parts = itertools.accumulate(self.cycles, initial=0)
+        ends = [round(self.steps * part / sum(self.cycles)) for part in parts]
+        first, end = next(
+            cycle for cycle in itertools.pairwise(ends) if step < cycle[1] or cycle[1] == self.steps
+        )
+        return step - first, end - first
 
     def rate_at(self, step: int, warmup: float) -> float:
         """Of the highest learning rate: in each cycle a linear warm-up over a share `warmup` of its
@@ -174,7 +178,6 @@ def _fusion_stages(settings: TrainSettings) -> tuple[Stage, ...]:
         | {"joint": LossWeight(settings.joint)},
         begins_joint=settings.calibrated,
         calibrated=0 if joint.steps else settings.calibrated,
-        cycles=settings.fusion_cycles,
     )
     return (fusion, joint) if joint.steps else (fusion,)
 
