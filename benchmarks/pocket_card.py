@@ -3,8 +3,8 @@
     python -m benchmarks.pocket_card
 
 Reads pocket_recall.json, pocket_joint.json and, for weights with a decoder, pocket_tasks.json of
-benchmarks/results, and prints their tables. A test compares the card with them. Standard errors of
-shares that the results have none for are sqrt(p (1 - p) / queries).
+benchmarks/results, and prints their tables, which a test looks for in the card. Every figure has
+its standard error; of recalls, whose results have none, it is sqrt(p (1 - p) / queries).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ WAYS = {
     "mean": "best weighted mean",
     "fusion": "joint vector",
 }
+RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
 WITHHELD = "a colour, a kind and a relation never met together in training"
 
 
@@ -45,9 +46,9 @@ def recall_tables(found: dict[str, Any]) -> Iterator[str]:
     """How well vectors find."""
     queries = found["samples"] * len(found["galleries"])
     yield _table(
-        ("direction", "captions", "R@1", "R@5", "R@10"),
+        ("direction", "captions", *RECALLS.values()),
         [
-            (way, language, _with_error(of["r1"], queries), _three(of["r5"]), _three(of["r10"]))
+            (way, language, *_recalls(of, queries))
             for direction, way in DIRECTIONS.items()
             for of, language in _by_language(found["mean"][direction])
         ],
@@ -60,77 +61,56 @@ def recall_tables(found: dict[str, Any]) -> Iterator[str]:
             for of, language in _by_language(each)
         ]
     yield _table(
-        ("query", "queries", "R@1", "R@5", "R@10"),
-        [
-            (name, str(of["queries"]), _with_error(of["r1"], of["queries"]), _three(of["r5"]),
-             _three(of["r10"]))
-            for name, of in kinds
-        ],
-    )  # fmt: skip
+        ("query", "queries", *RECALLS.values()),
+        [(name, str(of["queries"]), *_recalls(of, of["queries"])) for name, of in kinds],
+    )
 
 
 def joint_tables(found: dict[str, Any]) -> Iterator[str]:
     """What fusion and matching add."""
-    twins = found["hard_twins"]
     yield _table(
-        ("hard twins: each scene among nine others one change away", "R@1, vectors",
-         "R@1, first 20 matched again"),
+        ("hard twins: R@1 among nine others one change away", "vectors", "first 20 matched again"),
         [
-            (language, _three(of["vectors_r1"]), _three(of["matching_r1"]))
-            for of, language in _by_language(twins)
+            (language, _named(of, "vectors_r1"), _named(of, "matching_r1"))
+            for of, language in _by_language(found["hard_twins"])
         ],
-    )  # fmt: skip
-    accuracy = found["matching_accuracy"]
-    rows = [("matching is right about a pair", _three(accuracy["all"]), "")]
-    for change, name in CHANGES.items():
-        both = [
-            _three(accuracy[f"told_apart_{change}_by_{way}"]) for way in ("matching", "vectors")
-        ]
-        rows.append((f"the right picture is preferred: {name}", *both))
-    yield _table(
-        ("of a caption's picture and one that differs by one change", "matching", "vectors"), rows
     )
+    accuracy = found["matching_accuracy"]
+    rows = [
+        (f"right about {pairs}", _named(accuracy, key), "")
+        for key, pairs in (
+            ("all", "a pair"),
+            ("right_pairs", "pairs that match"),
+            ("wrong_pairs", "others"),
+        )
+    ]
+    for change, name in CHANGES.items():
+        both = (
+            _named(accuracy, f"told_apart_{change}_by_{way}") for way in ("matching", "vectors")
+        )
+        rows.append((f"the right picture is preferred: {name}", *both))
+    head = "a caption with its picture and with one that differs by one change"
+    yield _table((head, "matching", "vectors"), rows)
     joint = found["joint"]
     yield _table(
         ("what is indexed", "R@1", "R@10"),
-        [
-            (
-                name,
-                *(f"{joint[way][r]:.3f} ({joint[way][f'{r}_error']:.3f})" for r in ("r1", "r10")),
-            )
-            for way, name in WAYS.items()
-        ],
+        [(name, *(_named(joint[way], r) for r in ("r1", "r10"))) for way, name in WAYS.items()],
     )
 
 
 def task_tables(found: dict[str, Any]) -> Iterator[str]:
     """What the decoder writes: all of a task, its languages and pairs, and types of questions."""
+    tasks = found["tasks"]
     groups = ("all", *LANGUAGES, "pairs")
     yield _table(
         ("task", "all", *LANGUAGES.values(), "both of a pair"),
-        [
-            (task, *(_share(of[name]) if name in of else "" for name in groups))
-            for task, of in found["tasks"].items()
-        ],
+        [(task, *(_share(of, name) for name in groups)) for task, of in tasks.items()],
     )
-    types = [
-        name
-        for name in found["tasks"]["ask"]
-        if name not in groups and not name.startswith(tuple(LANGUAGES))
-    ]
+    asked = [task for task in tasks if task.startswith("ask")]
+    types = [name for name in tasks["ask"] if name.split()[0] not in groups]
     yield _table(
-        ("type of question", *(task for task in found["tasks"] if task.startswith("ask"))),
-        [
-            (
-                name,
-                *(
-                    _share(of[name]) if name in of else ""
-                    for task, of in found["tasks"].items()
-                    if task.startswith("ask")
-                ),
-            )
-            for name in types
-        ],
+        ("type of question", *asked),
+        [(name, *(_share(tasks[task], name) for task in asked)) for name in types],
     )
 
 
@@ -145,20 +125,25 @@ def _by_language(of: dict[str, Any]) -> list[tuple[Any, str]]:
     return [(of[key], name) for key, name in LANGUAGES.items()]
 
 
-def _three(value: float) -> str:
-    return f"{value:.3f}"
+def _recalls(of: dict[str, float], queries: int) -> list[str]:
+    errors = {name: (of[name] * (1 - of[name]) / queries) ** 0.5 for name in RECALLS}
+    return [_figure(of[name], errors[name]) for name in RECALLS]
 
 
-def _share(figure: dict[str, float]) -> str:
-    return f"{figure['right']:.3f} ({figure['error']:.3f})"
+def _named(of: dict[str, float], name: str) -> str:
+    return _figure(of[name], of[f"{name}_error"])
 
 
-def _with_error(share: float, of: int) -> str:
-    return f"{share:.3f} ({(share * (1 - share) / of) ** 0.5:.3f})"
+def _share(groups: dict[str, dict[str, float]], name: str) -> str:
+    return _figure(groups[name]["right"], groups[name]["error"]) if name in groups else ""
+
+
+def _figure(share: float, error: float) -> str:
+    return f"{share:.3f} ({error:.3f})"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown: the first column left, all others right."""
+    """Markdown; columns of figures are aligned to the right."""
     numbers = [all(row[n][:1].isdigit() or not row[n] for row in rows) for n in range(len(head))]
     rule = "|".join("---:" if number else "---" for number in numbers)
     lines = ["|".join(f" {cell} " for cell in row) for row in (head, *rows)]

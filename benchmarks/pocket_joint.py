@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -58,9 +60,14 @@ def main() -> None:
 
 
 def _mean(measured: Sequence[dict[str, float]]) -> dict[str, Any]:
-    return {
-        name: round(sum(each[name] for each in measured) / len(measured), 4) for name in measured[0]
-    }
+    """The means of figures over seeds; of standard errors that of the mean."""
+    found = {}
+    for name in measured[0]:
+        values = np.array([each[name] for each in measured])
+        error = name.endswith("_error")
+        mean = np.sqrt(np.square(values).sum()) / len(values) if error else values.mean()
+        found[name] = round(float(mean), 4)
+    return found
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -234,7 +236,7 @@ RESULTS = {  # the beginning of a claim in docs/results.md -> its figures in ben
     ],
     "Is this caption true": ["pocket_joint.json:matching_accuracy:all"],
     "The same, joint vector": [
-        "pocket_joint.json:joint:fusion_r1", "pocket_joint.json:joint:fusion_r10"
+        "pocket_joint.json:joint:fusion:r1", "pocket_joint.json:joint:fusion:r10"
     ],
     "Picture vector: R@1": [
         "two_tower.json:image:r1", "two_tower.json:image:r5", "two_tower.json:image:r10"
@@ -259,6 +261,17 @@ def test_a_figure_is_that_of_its_benchmark(claim):
     for text, path in zip(printed, RESULTS[claim], strict=True):
         digits = len(text.partition(".")[2])
         assert float(text) == pytest.approx(result(path), abs=0.51 * 10**-digits), path
+
+
+def test_the_card_has_the_tables_of_its_benchmarks():
+    card = (ROOT / "pipeline/pocket/README.md").read_text()
+    told = subprocess.run(
+        [sys.executable, "-m", "benchmarks.pocket_card"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    tables = told.stdout.strip().split("\n\n")
+    assert len(tables) >= 5
+    assert [table for table in tables if table not in card] == []
 
 
 def test_the_figures_of_the_readme_are_in_the_results():

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from chiasm.pipeline.encoders import Encoder, MatchingEncoder
-from chiasm.pipeline.metrics import recall_at, reordered, right_at, signs_right, top_k
+from chiasm.pipeline.metrics import reordered, right_at, signs_right, top_k
 from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.scenes.claims import holds_matrix
 from chiasm.pipeline.scenes.draw import picture
@@ -25,6 +25,7 @@ from chiasm.pipeline.scenes.recall import recall_of_scores
 from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld_in
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, gallery
+from chiasm.pipeline.training.paired import named_share
 from chiasm.pipeline.training.pocket.falsifying_changes import CHANGES, one_change
 
 RERANKED = 20
@@ -56,7 +57,8 @@ def withheld(encoder: Encoder, seed: int, samples: int, language: str) -> dict[s
 def hard_twins(
     encoder: MatchingEncoder, seed: int, samples: int, language: str
 ) -> dict[str, float]:
-    """R@1 of complete captions among hard twins, by vectors and by matching on top of them."""
+    """R@1 of complete captions among hard twins, by vectors and by matching on top of them, each
+    with its standard error."""
     scenes, rng = hard_gallery(samples, seed), random.Random(f"hard {seed}")
     claims = [plan(scene, rng) for scene in scenes]
     texts = [render_caption(claim, rng, language) for claim in claims]
@@ -67,15 +69,17 @@ def hard_twins(
     logits = encoder.match((IMAGE, pixels), (TEXT, texts), pairs)
     final = logits.reshape(first.shape) + np.take_along_axis(scores, first, axis=1)
     again = reordered(first, final)
+    queries = np.arange(len(texts))
     return {
-        "vectors_r1": recall_at(right_at(first, correct), 1),
-        "matching_r1": recall_at(right_at(again, correct), 1),
+        **named_share("vectors_r1", right_at(first, correct)[:, 0], queries),
+        **named_share("matching_r1", right_at(again, correct)[:, 0], queries),
     }
 
 
 def accuracy(encoder: MatchingEncoder, seed: int, samples: int) -> dict[str, float]:
     """Accuracy of matching on pairs, half of them wrong by one change; and of the two pictures of a
-    caption how often the right one is preferred, change by change, by matching and by vectors."""
+    caption how often the right one is preferred, change by change, by matching and by vectors.
+    Each with its standard error over scenes."""
     rng = random.Random(f"accuracy {seed}")
     changed: list[str] = []
     pairs: list[tuple[Scene, str]] = []
@@ -91,14 +95,15 @@ def accuracy(encoder: MatchingEncoder, seed: int, samples: int) -> dict[str, flo
     images, captions = encoder.encode(IMAGE, pixels), encoder.encode(TEXT, texts)
     cosines = (images.vectors * captions.vectors).sum(axis=1)
     right = signs_right(logits, np.arange(len(logits)) % 2 == 0)
+    scenes = np.arange(len(changed))
     found = {
-        "right_pairs": float(right[0::2].mean()),
-        "wrong_pairs": float(right[1::2].mean()),
-        "all": float(right.mean()),
+        **named_share("right_pairs", right[0::2], scenes),
+        **named_share("wrong_pairs", right[1::2], scenes),
+        **named_share("all", right, scenes.repeat(2)),
     }
     for name in CHANGES:
         some = np.array(changed) == name
         for way, scores in (("matching", logits), ("vectors", cosines)):
             preferred = scores[0::2] > scores[1::2]
-            found[f"told_apart_{name}_by_{way}"] = float(preferred[some].mean())
+            found |= named_share(f"told_apart_{name}_by_{way}", preferred[some], scenes[some])
     return found
