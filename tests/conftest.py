@@ -124,7 +124,7 @@ def _commands_are_alike(_logs_are_written_elsewhere, tmp_path_factory) -> None:
 def environment() -> dict[str, str]:
     """For programs that tests start: our packages and the family `fake` in every process."""
     path = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support", TESTS / "site")))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def start_embed(*arguments: object, stderr: int = subprocess.STDOUT) -> subprocess.Popen[str]:

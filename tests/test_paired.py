@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from chiasm.pipeline.metrics import mean_reciprocal_of_ranks
 from chiasm.pipeline.training.paired import (
     cross_fitted,
+    format_share,
     mcnemar,
     named_share,
     recalls_with_errors,
@@ -26,6 +27,7 @@ def test_errors_are_those_of_pictures():
     # Sums over pictures of what is above the mean: 0.5 and -0.5.
     assert share(right, pictures) == (0.75, pytest.approx(np.sqrt(0.5) / 4))
     assert named_share("r1", right, pictures) == {"r1": 0.75, "r1_error": 0.1768}
+    assert format_share(0.75, 0.1768) == "0.750 (0.177)"
     assert all(np.isnan(share(np.zeros(0), np.zeros(0, dtype=np.int64))))
 
 

@@ -7,17 +7,24 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from encoding import match_rows, preprocess
 from PIL import Image
+from typer.main import get_command
 
 from chiasm.jobs.cli import embed, options
 from chiasm.jobs.cli import filter as filter_command
+from chiasm.jobs.cli.ask import ask
+from chiasm.jobs.cli.caption import caption
+from chiasm.jobs.cli.sentiment import sentiment
 from chiasm.jobs.cli.train import print_use
 from chiasm.jobs.cli.train_pocket import train_settings
 from chiasm.jobs.cli.train_two_tower import train_two_tower, two_tower_settings
+from chiasm.jobs.cli.translate import translate
 from chiasm.jobs.config import compose
 from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.model.config import DecoderConfig, ModelConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.curves import draw_curves, figure_of, read_log
 from chiasm.pipeline.training.joint import settings as joint_settings
@@ -145,13 +152,37 @@ def test_help_has_the_recipes_own_numbers(chiasm, recipe, options, defaults):
 
 
 def test_the_last_lines_say_how_the_result_is_used(capsys):
-    print_use(Path("mine"), "two-tower", writes=False)
-    print_use(Path("mine"), "pocket", writes=True)
+    print_use(Path("mine"), "two-tower")
+    print_use(Path("mine"), "pocket", ModelConfig())
     assert capsys.readouterr().out.splitlines() == [
         "mine: trained; use it with --encoder two-tower:mine",
         "mine: trained; use it with --encoder pocket:mine",
-        "it answers, too: chiasm caption PICTURE --model pocket:mine",
     ]
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "command"),
+    [
+        (("ask:en", "caption:en", "caption:zh"), "caption PICTURE"),
+        (("caption:zh", "ask:en"), "caption PICTURE --language zh"),
+        (("ask:en", "ask:zh", "imagine"), "ask PICTURE QUESTION"),
+        (("ask:zh", "sentiment:en"), "ask PICTURE QUESTION --language zh"),
+        (("translate:zh", "sentiment:en"), "translate TEXT --image PICTURE --to zh"),
+        (("sentiment:en",), "sentiment TEXT --image PICTURE"),
+        (("sentiment:zh",), "sentiment TEXT --image PICTURE --language zh"),
+        (("imagine",), None),
+    ],
+)
+def test_the_last_line_is_a_command_that_the_decoder_can_answer(capsys, prefixes, command):
+    print_use(Path("mine"), "pocket", ModelConfig(decoder=DecoderConfig(prefixes=prefixes)))
+    said = [] if command is None else [f"it answers, too: chiasm {command} --model pocket:mine"]
+    assert capsys.readouterr().out.splitlines()[1:] == said
+    if command is not None:
+        name, *given = command.split()
+        functions = {"ask": ask, "caption": caption, "translate": translate, "sentiment": sentiment}
+        parser = typer.Typer()
+        parser.command()(functions[name])
+        get_command(parser).make_context(name, [*given, "--model", "pocket:mine"])
 
 
 def test_settings_reach_both_recipes():

@@ -13,10 +13,20 @@ import typer
 from chiasm.jobs.cli.options import folder_path, print_progress
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.fusion import FUSIONS
+from chiasm.pipeline.model.tasks import TargetIds
 from chiasm.pipeline.training.log import Record
+from chiasm.pipeline.training.paired import format_share
 from chiasm.pipeline.training.progress_lines import format_progress
 
+ANSWER_COMMANDS = {
+    "caption": "caption PICTURE",
+    "ask": "ask PICTURE QUESTION",
+    "translate": "translate TEXT --image PICTURE --to {language}",
+    "sentiment": "sentiment TEXT --image PICTURE",
+    "imagine": "imagine TEXT -o PICTURE.png",
+}
 To = Annotated[
     Path,
     typer.Option(
@@ -44,12 +54,18 @@ def learning_rate_option(default: float) -> Any:
     return option("The highest learning rate, above 0, at most 1.", default)
 
 
-def print_use(to: Path, kind: str, *, writes: bool) -> None:
+def print_use(to: Path, kind: str, config: ModelConfig | None = None) -> None:
     """The last lines of a training: how its folder is used. kind: of encoder that opens it;
-    writes: it has a decoder, so that it answers, too."""
+    config: of the model in it, which says whether it answers, too, and what."""
     lines = [f"{to}: trained; use it with --encoder {kind}:{to}"]
-    if writes:
-        lines.append(f"it answers, too: chiasm caption PICTURE --model {kind}:{to}")
+    if config is not None and config.decoder is not None:
+        ids = TargetIds(config.text.vocabulary, config.decoder.prefixes, config.codes)
+        for task, languages in list(ids.tasks().items())[:1]:
+            language = languages[0] if languages else ""
+            command = ANSWER_COMMANDS[task].format(language=language)
+            if task != "translate" and language not in ("", "en"):
+                command += f" --language {language}"
+            lines.append(f"it answers, too: chiasm {command} --model {kind}:{to}")
     for line in lines:
         print(printable(line), flush=True)
 
@@ -61,7 +77,7 @@ def format_recall(figures: dict[str, float]) -> str:
 
 def with_error(figures: dict[str, float], name: str) -> str:
     """A figure of a report and its standard error: `0.612 (0.008)`."""
-    return f"{figures[name]:.3f} ({figures[f'{name}_error']:.3f})"
+    return format_share(figures[name], figures[f"{name}_error"])
 
 
 def require_target(to: Path, fusion: str | None) -> None:

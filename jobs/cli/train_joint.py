@@ -36,7 +36,7 @@ from chiasm.jobs.config import Settings, compose
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.make import absolute_name
-from chiasm.pipeline.model.checkpoint import SHIPPED
+from chiasm.pipeline.model.checkpoint import SHIPPED, load_config
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.joint.build import FROZEN_FUSION
@@ -86,7 +86,9 @@ DecoderSteps = Annotated[
         f"{DECODER_STEPS}; none where json has no tasks",
     ),
 ]
-Fusion = Annotated[str | None, fusion_option(FusionConfig.fusion)]
+Fusion = Annotated[
+    str | None, fusion_option(f"{FusionConfig.fusion}; with --start that of the model")
+]
 LearningRate = Annotated[float | None, learning_rate_option(JointSettings.learning_rate)]
 
 
@@ -135,7 +137,7 @@ def train_joint(
 def _print_report(report: dict[str, Any], to: Path) -> None:
     for line in format_report(report):
         print(printable(line))
-    print_use(to, report["encoder"], writes=bool(report["tasks"]))
+    print_use(to, report["encoder"], load_config(to) if report["tasks"] else None)
 
 
 def joint_settings(towers: str | None, start: str | None, settings: Settings) -> JointSettings:

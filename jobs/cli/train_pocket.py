@@ -26,7 +26,7 @@ from chiasm.jobs.cli.train import (
 from chiasm.jobs.config import Settings, TrainOptions, compose
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.model.checkpoint import load_model
+from chiasm.pipeline.model.checkpoint import load_config, load_model
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device_and_precision import resolve_device
@@ -132,7 +132,7 @@ def train_pocket(
     report = write_report(to, recipe.gallery, encoding, measured_tasks(recipe))
     for line in format_report(report):
         print(printable(line))
-    print_use(to, "pocket", writes="tasks" in report)
+    print_use(to, "pocket", load_config(to))
 
 
 def _train_on_ray(

@@ -91,7 +91,7 @@ def train_two_tower(
     report = learn(recipe, shard_list, to, print_record)
     for line in format_report(report):
         print(printable(line))
-    print_use(to, "two-tower", writes=False)
+    print_use(to, "two-tower")
     require_whole(report, len(shard_list))
 
 

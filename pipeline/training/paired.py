@@ -36,6 +36,11 @@ def named_share(name: str, right: np.ndarray, pictures: np.ndarray) -> dict[str,
     return {name: round(mean, DECIMALS), f"{name}_error": round(error, DECIMALS)}
 
 
+def format_share(mean: float, error: float) -> str:
+    """A figure and its standard error: `0.612 (0.008)`."""
+    return f"{mean:.3f} ({error:.3f})"
+
+
 def recalls_with_errors(
     ranks: np.ndarray, pictures: np.ndarray, ks: Sequence[int] = KS
 ) -> dict[str, float]:

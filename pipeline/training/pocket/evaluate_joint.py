@@ -15,7 +15,7 @@ from chiasm.pipeline.encoders import Encoder
 from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.world import gallery
-from chiasm.pipeline.training.paired import mcnemar, share
+from chiasm.pipeline.training.paired import format_share, mcnemar, share
 from chiasm.pipeline.training.pocket.joint_task import (
     JointTask,
     JointVectors,
@@ -65,7 +65,7 @@ def format_joint(found: dict[str, Any]) -> list[str]:
     for way, name in names.items():
         of = f"{name}, {found['text_weight']:g} of the caption" if way == "mean" else name
         r1, e1, r10, e10 = (found[way][key] for key in ("r1", "r1_error", "r10", "r10_error"))
-        lines.append(f"  {of:<28}{r1:.3f} ({e1:.3f})  {r10:.3f} ({e10:.3f})")
+        lines.append(f"  {of:<28}{format_share(r1, e1)}  {format_share(r10, e10)}")
     lines.append(
         f"first by the joint vector alone {found['only_fusion']}, by the mean alone "
         f"{found['only_mean']}: p = {found['p']:.1g}"
