@@ -10,6 +10,7 @@ import pytest
 from conftest import make_shard
 from PIL import Image
 from tiny_answerers import blip_folder
+from tiny_collection import make_collection
 
 from chiasm.jobs.cli import answering
 from chiasm.jobs.cli.ask import ask
@@ -346,23 +347,26 @@ def test_pictures_are_drawn_into_a_file_or_a_folder(parrot, pictures, stdin, cap
             "crawled/*.tar: expected a text, found a shard; for shards add --to FOLDER",
         ),
         (
-            lambda: translate(["a.TAR"], "out", None, "parrot"),
-            "a.TAR: expected a text, found a shard; for shards add --language en or zh, and name "
+            lambda: translate(["./a.TAR"], "out", None, "parrot"),
+            "./a.TAR: expected a text, found a shard; for shards add --language en or zh, and name "
             "a folder with --to",
         ),
         (
             lambda: caption(["."], "parrot"),
-            ".: expected a picture, found a folder; name the pictures in it; for shards in it add "
-            "--to FOLDER",
-        ),
-        (
-            lambda: ask(".", ["what?"], "parrot"),
             ".: expected a picture, found a folder; name the pictures in it",
         ),
         (
+            lambda: ask(".", ["what?"], "parrot"),
+            ".: expected a picture or a collection, found a folder; name the pictures in it",
+        ),
+        (
             lambda: ask("red.png", ["blue.png", "halves.png", "what?"], "parrot"),
-            "ask: expected one picture, then a question, found 3 pictures; give them on stdin, a "
-            "line each: chiasm ask - QUESTION",
+            "ask: expected one picture, then a question, found a file, halves.png; give several "
+            "pictures on stdin, a line each: chiasm ask - QUESTION",
+        ),
+        (
+            lambda: ask("red.png", ["blue.png"], "parrot"),
+            "ask: expected one picture, then a question, found a file, blue.png; give several",
         ),
         (
             lambda: translate(["fine"], "zh", None, "parrot"),
@@ -383,7 +387,7 @@ def test_pictures_are_drawn_into_a_file_or_a_folder(parrot, pictures, stdin, cap
         ),
         (
             lambda: imagine(["fine"], "drawn.png", "parrot", seed=3),
-            "--seed: expected it with --temperature; add --temperature 1",
+            "--seed: expected --temperature beside it; add --temperature 1",
         ),
         (
             lambda: imagine(["fine"], " ", "parrot"),
@@ -421,8 +425,36 @@ def test_wrong_usage_is_one_line(parrot, pictures, call, line):
 
 def test_a_text_may_end_like_a_shard(parrot, pictures, capsys):
     sentiment(["what a mess in a.tar"], "red.png", "parrot")
-    ask("red.png", ["is it boat.tar?"], "parrot")
-    assert len(lines(capsys)) == 2
+    for question in ("is it boat.tar?", "boat.tar?", "boat.tar", "打开a.tar"):
+        ask("red.png", [question], "parrot")
+    assert len(lines(capsys)) == 5
+
+
+@pytest.mark.parametrize("name", ["a.tar", "crawled/a.tar", "a?.tar", "s3://crawled/a.tar?v=1"])
+def test_a_text_that_names_shards_is_refused(parrot, pictures, name):
+    make_shard(pictures / "a.tar", 1)
+    for call in (lambda: ask("red.png", [name], "parrot"), lambda: sentiment([name], "red.png")):
+        with pytest.raises(UsageError, match="found a shard; for shards add --to FOLDER"):
+            call()
+
+
+def test_what_to_do_with_a_folder_is_what_its_files_allow(parrot, pictures, tmp_path):
+    make_shard(pictures / "crawled" / "a.tar", 1)
+    for call, expected in (
+        (lambda: caption(["crawled"], "parrot"), "a picture"),
+        (lambda: ask("crawled", ["what?"], "parrot"), "a picture or a collection"),
+    ):
+        with pytest.raises(UsageError) as refused:
+            call()
+        assert str(refused.value) == (
+            f"crawled: expected {expected}, found a folder; for the shards in it add --to FOLDER"
+        )
+    make_collection(tmp_path / "made", (1,))
+    with pytest.raises(UsageError) as refused:
+        caption(["made"], "parrot")
+    assert str(refused.value) == (
+        "made: expected a picture, found a collection; ask it by chiasm ask COLLECTION QUESTION"
+    )
 
 
 def test_a_blank_text_of_a_pair_is_that_pairs_error(parrot, pictures, stdin, capsys):

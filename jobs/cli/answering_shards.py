@@ -17,6 +17,7 @@ from chiasm.jobs.cli.options import ENCODING, list_command_shards, print_progres
 from chiasm.jobs.config import Settings, compose
 from chiasm.jobs.console import json_line, printable
 from chiasm.pipeline.answers import AnswerSettings, AnswersSummary, unanswered
+from chiasm.pipeline.collection import read_identity
 from chiasm.pipeline.encoders import LANGUAGES, GenerateSettings
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import Shard
@@ -95,28 +96,42 @@ class ShardOptions:
 
 
 def require_no_shards(
-    names: Sequence[str], expected: str, do: str = "for shards add --to FOLDER"
+    names: Sequence[str],
+    expected: str,
+    do: str = "for shards add --to FOLDER",
+    *,
+    texts: bool = False,
 ) -> None:
     """UsageError where an argument of a command without a folder for answers is a shard. expected:
-    what it takes."""
-    for name in filter(_is_shard, names):
+    what it takes; texts: the arguments may be texts, which may end like the name of a shard."""
+    for name in filter(_is_text_shard if texts else _is_shard, names):
         where = display_name(canonical_url(name, allow_query=True)) if "://" in name else name
         raise UsageError(where, expected=expected, found="a shard", do=do)
 
 
-def require_no_folders(pictures: Sequence[str]) -> None:
-    """UsageError where a picture is a folder: of pictures, or of shards."""
+def require_no_folders(pictures: Sequence[str], expected: str = "a picture") -> None:
+    """UsageError where a picture is a folder: of pictures, of shards, or a collection. expected:
+    what the command takes."""
     for name in filter(os.path.isdir, pictures):
-        do = "name the pictures in it; for shards in it add --to FOLDER"
-        raise UsageError(name, expected="a picture", found="a folder", do=do)
+        found, do = "a folder", "name the pictures in it"
+        if read_identity(Folder(name)) is not None:
+            found, do = "a collection", "ask it by chiasm ask COLLECTION QUESTION"
+        elif any(file.lower().endswith(TAR_SUFFIXES) for file in Folder(name).list()):
+            do = "for the shards in it add --to FOLDER"
+        raise UsageError(name, expected=expected, found=found, do=do)
 
 
 def _is_shard(name: str) -> bool:
-    """By its suffix; a text may end in one, too, but has more than one word."""
-    without_query = name.partition("?")[0]  # of a URL; of a glob, a part
-    if not any(text.lower().endswith(TAR_SUFFIXES) for text in (name, without_query)):
-        return False
-    return len(name.split()) == 1 or os.path.exists(name)
+    """By its suffix; that of a URL stands before its query."""
+    path = name.partition("?")[0] if "://" in name else name
+    return path.lower().endswith(TAR_SUFFIXES)
+
+
+def _is_text_shard(name: str) -> bool:
+    """A text may end in such a suffix, too: a shard exists, or is one word with a folder or a glob
+    in it."""
+    is_name = len(name.split()) == 1 and any(sign in name for sign in "/*?[{")
+    return _is_shard(name) and (is_name or os.path.exists(name))
 
 
 def answer_command_shards(

@@ -109,26 +109,27 @@ def ask(
         answer_command_shards("ask", shards, to, options, about_shards, question)
         return
     about_shards.require_none()
-    require_no_shards([image, *(words or [])], "a picture and a question")
-    _require_one_picture(words or [])
+    _require_one_picture(image, words or [])
     question = one_text("ask", words or [])
     if image != "-" and is_collection(image):
         answer_from_collection(image, question, of_collection, options)
         return
     of_collection.require_none()
-    require_no_folders([image])
+    require_no_folders([image], "a picture or a collection")
     answer_inputs("ask", read_inputs("ask", [image], question), options)
 
 
-def _require_one_picture(words: list[str]) -> None:
-    """UsageError where pictures follow the first one, as of a glob without quotes."""
-    more = [name for name in words[:-1] if os.path.isfile(name)]
+def _require_one_picture(image: str, words: list[str]) -> None:
+    """UsageError for shards, and where files follow the first one, as of a glob without quotes."""
+    require_no_shards([image], "a picture and a question")
+    require_no_shards(words, "a picture and a question", texts=True)
+    more = [name for name in words if os.path.isfile(name)]
     if more:
         raise UsageError(
             "ask",
             expected="one picture, then a question",
-            found=f"{1 + len(more)} pictures",
-            do="give them on stdin, a line each: chiasm ask - QUESTION",
+            found=f"a file, {more[-1]}",
+            do="give several pictures on stdin, a line each: chiasm ask - QUESTION",
         )
 
 

@@ -84,7 +84,7 @@ def _sampling(beams: int, temperature: float, seed: int | None) -> Sampling | No
     """UsageError for options that contradict each other."""
     if not temperature:
         if seed is not None:
-            raise UsageError("--seed", expected="it with --temperature", do="add --temperature 1")
+            raise UsageError("--seed", expected="--temperature beside it", do="add --temperature 1")
         return None
     if beams > 1:
         raise UsageError(

@@ -75,6 +75,6 @@ def sentiment(
         answer_command_shards("sentiment", words, to, options, about_shards)
         return
     about_shards.require_none()
-    require_no_shards(words, "a text")
+    require_no_shards(words, "a text", texts=True)
     text = one_text("sentiment", words)
     answer_inputs("sentiment", read_inputs("sentiment", [image] if image else [], text), options)

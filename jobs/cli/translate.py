@@ -85,7 +85,7 @@ def translate(
         return
     about_shards.require_none()
     do = "for shards add --language en or zh, and name a folder with --to"
-    require_no_shards(words, "a text", do)
+    require_no_shards(words, "a text", do, texts=True)
     options = Answering(
         model, to, beams, max_tokens, as_json, device, precision, preset, assignments
     )
