@@ -228,6 +228,26 @@ def test_a_text_without_any_token_is_no_text_and_leaves_gradients_finite():
     assert text.grad is not None and not text.grad[1].any() and text.grad[0].any()
 
 
+@pytest.mark.parametrize("given", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_what_is_given_is_cast_to_the_dtype_of_the_weights(given, weights):
+    network = small_network(fusion=FUSION).to(weights)
+    frozen = FrozenJointNetwork(FrozenJointConfig("pocket", "f" * 32, 8, FUSION)).eval().to(weights)
+    torch.manual_seed(1)
+    text, image = torch.randn(WORDS).to(given), torch.randn(PATCHES).to(given)
+    ids, vectors = torch.tensor([[21, 4], [21, 3]]), normalize(torch.randn(2, 3, 8), dim=-1)
+    joint = multimodal_fusion(text, image, network)
+    assert joint.dtype == torch.float32
+    assert torch.equal(joint, multimodal_fusion(text.to(weights), image.to(weights), network))
+    joint = multimodal_fusion(*vectors.to(given), frozen)
+    assert joint.dtype == torch.float32
+    assert torch.equal(joint, multimodal_fusion(*vectors.to(given).to(weights), frozen))
+    for decoder in (network, network.decoder):
+        logits = joint_decoder(ids, text, image, decoder)
+        assert logits.dtype == weights
+        assert torch.equal(logits, joint_decoder(ids, text.to(weights), image.to(weights), decoder))
+
+
 def test_no_name_stands_for_random_weights(tmp_path):
     x, one = tokens(2, 3, 8), tokens(2, 8)
     for name in ("gated", "cross_attention", "mlp"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.pipeline.model.attention import multi_head_attention
@@ -59,7 +59,8 @@ def multimodal_fusion(
         add        t + i, of equal shapes: (B, D) or (B, T, D)
         mean       (t + i) / 2, likewise
         attention  [t + A(t, i); i + A(i, t)], of tokens, with `num_heads` heads: (B, T + N, D)
-    or a trained model -> joint vectors (B, E) float32, unit rows:
+    or a trained model, whose weights have the dtype that both are cast to -> joint vectors (B, E)
+    float32, unit rows:
         a `JointNetwork`, a `JointModel` or its folder: tokens (B, T, D_0), (B, N, D_1) of towers
         a `FrozenJointNetwork` or its folder: unit vectors (B, E) of the encoder below it
 
@@ -73,7 +74,7 @@ def multimodal_fusion(
         if isinstance(model, FrozenJointNetwork):
             _require_unread("fusion of vectors", text_mask, num_heads)
             _require_vectors(*given, model.config.dim)
-            return model.fuse(*map(model.image_modality, given)).joint
+            return model.fuse(*(model.image_modality(_cast(v, model)) for v in given)).joint
         if model.fusion is None:
             raise ValueError("fusion: expected a model that has one, found two towers alone")
         _require_unread("a trained fusion", None, num_heads)
@@ -110,7 +111,7 @@ def joint_decoder(
     with `num_heads` heads, a token attending to itself and those before it; or a trained model, a
     `Decoder`, a `JointNetwork` or `JointModel` that has one, or the folder of one: input_sequence
     int64 (B, T), ids of the decoder, the first that of a task (`decoder.ids.prefix`) -> logits
-    (B, T, V) of the next text token.
+    (B, T, V) of the next text token, in the dtype of its weights, which tokens are cast to.
 
     ValueError for shapes that do not fit, for another name, for a model without a decoder, and for
     `num_heads` that would not be read; EncoderError for a folder that holds no model.
@@ -137,8 +138,8 @@ def joint_decoder(
     given = text_encoder_output, image_encoder_output
     _require_encoded(*given, text_mask, made.widths, made.patch_position.shape[1])
     _require_ids(input_sequence, len(text_encoder_output), len(made.ids))
-    text = _present(text_encoder_output, text_mask)
-    state = made.start(text, _present(image_encoder_output, None))
+    text = _present(_cast(text_encoder_output, made), text_mask)
+    state = made.start(text, _present(_cast(image_encoder_output, made), None))
     return made.logits(made(input_sequence, state)[0], "text")
 
 
@@ -271,6 +272,11 @@ def _loaded(model: str | Path | Network | HasNetwork) -> Network:
     return load_model(Path(model))[0]
 
 
+def _cast(tensor: Tensor, model: nn.Module) -> Tensor:
+    """In the dtype of the model's weights."""
+    return tensor.to(next(model.parameters()).dtype)
+
+
 def _decoder_of(model: Network) -> Decoder:
     if isinstance(model, FrozenJointNetwork) or model.decoder is None:
         raise ValueError("decoder: expected a model that has one, found a model without")
@@ -285,13 +291,14 @@ def _present(tokens: Tensor, mask: Tensor | None) -> Modality:
 
 
 def _text_modality(model: JointNetwork, tokens: Tensor, mask: Tensor | None) -> Modality:
-    given = _present(tokens, mask)
-    pooled = model.text.pool(tokens, given.mask[:, None, None])
+    given = _present(_cast(tokens, model), mask)
+    pooled = model.text.pool(given.tokens, given.mask[:, None, None])
     vector = functional.normalize(model.text_projection(pooled).float(), dim=-1)
-    return Modality(tokens, given.mask, vector)
+    return Modality(given.tokens, given.mask, vector)
 
 
 def _image_modality(model: JointNetwork, tokens: Tensor) -> Modality:
+    tokens = _cast(tokens, model)
     pooled = model.image.pool(tokens)
     vector = functional.normalize(model.image_projection(pooled).float(), dim=-1)
     return Modality(tokens, _present(tokens, None).mask, vector)
