@@ -248,6 +248,24 @@ def test_parts_of_a_config_that_have_no_fields_are_refused():
         ModelConfig.from_dict(None)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("prefixes", 3, "prefixes: expected a tuple, found 3"),
+        ("grounding", -1, "grounding: expected 0 or more, found -1"),
+        ("depth", 0, "depth: expected 1 or more, found 0"),
+        ("width", 0, "width: expected 1 or more, found 0"),
+        ("width", "wide", "width: expected 1 or more, found 'wide'"),
+    ],
+)
+def test_sizes_that_no_decoder_has_are_refused(field, value, line):
+    with pytest.raises(ValueError, match=f"^decoder {line}$"):
+        DecoderConfig(**{field: value})
+    with pytest.raises(ValueError, match=f"^decoder {line}$"):
+        plain = plain_fields()
+        ModelConfig.from_dict(plain | {"decoder": plain["decoder"] | {field: value}})
+
+
 def test_prefixes_that_no_task_has_are_refused():
     with pytest.raises(ValueError, match=r"expected some of caption:en, .* found sing:en, ask:fr$"):
         DecoderConfig(prefixes=("ask:en", "sing:en", "ask:fr"))

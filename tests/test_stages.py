@@ -268,7 +268,7 @@ def test_a_scale_that_has_become_too_large_comes_back():
 
 
 def test_each_cycle_of_a_stage_has_the_rates_of_a_training_of_its_length():
-    """So that a training is made longer by a cycle without being done anew."""
+    """Warm restarts (Loshchilov and Hutter, SGDR, 2017): each has the whole schedule."""
     tokenizer = learn_tokenizer(320, 20)
     towers = replace(TINY, fusion=None, decoder=None)
     short, long = (
@@ -288,6 +288,12 @@ def test_each_cycle_of_a_stage_has_the_rates_of_a_training_of_its_length():
     for step in range(3, 5):
         long.step = step
         assert (long.progress, long.learning_rate_factor) == rates[step - 3]
+
+
+@pytest.mark.parametrize("cycles", [(), (0,), (2, 0), (1, -1)])
+def test_cycles_without_a_length_are_refused(cycles):
+    with pytest.raises(ValueError, match=r"^cycles .*: expected one or more of 1 or more$"):
+        TrainSettings(cycles=cycles)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ class FusionConfig:
 class DecoderConfig:
     """The joint decoder. grounding: blocks in which a source's words look at the picture before the
     decoder reads them; context: longest target in tokens, its prefix included; prefixes: the first
-    tokens of what it can do, some of `tasks.PREFIXES`, ValueError for others.
+    tokens of what it can do, some of `tasks.PREFIXES`. ValueError for others, and for sizes below 1
+    (grounding: below 0).
     """
 
     width: int = 192
@@ -101,6 +102,12 @@ class DecoderConfig:
     prefixes: tuple[str, ...] = PREFIXES
 
     def __post_init__(self) -> None:
+        for name in ("width", "depth", "grounding", "heads", "context"):
+            least, value = int(name != "grounding"), getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"decoder {name}: expected {least} or more, found {value!r}")
+        if not isinstance(self.prefixes, tuple | list):
+            raise ValueError(f"decoder prefixes: expected a tuple, found {self.prefixes!r}")
         unknown = [prefix for prefix in self.prefixes if prefix not in PREFIXES]
         if unknown or len(set(self.prefixes)) < len(self.prefixes):
             raise ValueError(
