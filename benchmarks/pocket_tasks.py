@@ -83,11 +83,11 @@ def measured(
     """The figures of one seed, by task and group."""
     world = WORLDS[settings.scenes.world]
     found = task_figures(model, tokenizer, settings, samples, seed)
-    for name, of in (
-        ("ask, combinations never shown", unseen_combinations(samples, seed, world)),
-        ("ask, forms never asked", unseen_forms(samples, seed, world)),
-    ):
-        found[name] = figures_of(model, tokenizer, settings, of)
+    combinations, forms = (
+        draw(samples, seed, world) for draw in (unseen_combinations, unseen_forms)
+    )
+    found["ask, combinations never shown"] = figures_of(model, tokenizer, settings, combinations)
+    found["ask, forms never asked"] = figures_of(model, tokenizer, settings, forms, paired=True)
     return found
 
 
@@ -100,8 +100,8 @@ def unseen_combinations(samples: int, seed: int, world: World) -> Examples:
 
 
 def unseen_forms(samples: int, seed: int, world: World) -> Examples:
-    """Questions of each type and language in turn, in withheld forms, of two pictures each; types
-    that have no such form in a language are left out."""
+    """Questions of each type and language in turn, in withheld forms, each of a pair of pictures,
+    one after the other; types that have no such form in a language are left out."""
     scenes: list[Scene] = []
     examples: list[tuple[int, Example]] = []
     for number in range(samples):

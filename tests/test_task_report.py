@@ -16,6 +16,7 @@ from chiasm.pipeline.scenes.world import WORLD_1, WORLD_2
 from chiasm.pipeline.training.curves import figure_of
 from chiasm.pipeline.training.log import read_log
 from chiasm.pipeline.training.pocket import task_report
+from chiasm.pipeline.training.pocket.evaluate_tasks import Examples
 from chiasm.pipeline.training.pocket.report import format_report, write_report
 from chiasm.pipeline.training.pocket.settings import task_settings
 from chiasm.pipeline.training.pocket.task_report import draw_pairs, format_tasks, task_figures
@@ -72,7 +73,7 @@ def test_figures_are_shares_with_errors_over_scenes(folder, monkeypatch):
     monkeypatch.setattr(task_report, "right_ones", right)
     found = task_figures(model, tokenizer, TASKS, 12, 5)
     assert set(found) == {"ask", "caption", "sentiment"} and "pairs" not in found["caption"]
-    (of_ask, answers), (_, of_pairs) = judged[:2]
+    (of_ask, answers), (asked_of_pairs, of_pairs) = judged[:2]
     assert len(answers) > 30 and len(of_pairs) == 24
     for name in ("all", "en", of_ask.examples[0][1].kind, f"zh {of_ask.examples[0][1].kind}"):
         of_scene, count = {}, 0
@@ -94,11 +95,48 @@ def test_figures_are_shares_with_errors_over_scenes(folder, monkeypatch):
     share = sum(both) / 12
     assert found["ask"]["pairs"]["right"] == pytest.approx(share)
     assert found["ask"]["pairs"]["error"] == pytest.approx((share * (1 - share) / 12) ** 0.5)
+    kinds = [example.kind for _, example in asked_of_pairs.examples]
+    assert kinds[::2] == kinds[1::2]
+    for kind in set(kinds):
+        of_kind = [good for good, each in zip(both, kinds[::2], strict=True) if each == kind]
+        figure = found["ask"][f"{kind} pairs"]
+        assert figure["of"] == len(of_kind)
+        assert figure["right"] == pytest.approx(sum(of_kind) / len(of_kind))
+    # The two of a pair of sentiment are of two types.
+    assert {name for name in found["sentiment"] if name.endswith("pairs")} == {
+        "pairs",
+        "en pairs",
+        "zh pairs",
+    }
     lines = format_tasks(found)
+    kind = next(kind for kind in kinds if kind in found["ask"])
+    of_type, of_both = (
+        f"{found['ask'][name]['right']:.3f} ({found['ask'][name]['error']:.3f})"
+        for name in (kind, f"{kind} pairs")
+    )
+    assert f"    {kind:<16}{of_type}  pairs {of_both}" in lines
     assert (
         f"pairs {share:.3f}" in lines[1] and f"all {found['ask']['all']['right']:.3f}" in lines[1]
     )
     assert sum(line.startswith("  caption") for line in lines) == 1
+
+
+def test_examples_that_are_pairs_have_figures_of_both(folder, monkeypatch):
+    """The first of each pair is right, of every second pair the other, too."""
+    model, tokenizer = load_model(folder)
+    pairs = list(draw_pairs("ask", 24, 5, WORLD_2))
+    sides = [side for pair in pairs for side in pair]
+    of = Examples("ask", [scene for scene, _ in sides], list(enumerate(e for _, e in sides)))
+    right = [row % 2 == 0 or row % 4 == 1 for row in range(len(sides))]
+    monkeypatch.setattr(task_report, "write_texts", lambda *given: [""] * len(sides))
+    monkeypatch.setattr(task_report, "right_ones", lambda texts, of, world: right)
+    alone = task_report.figures_of(model, tokenizer, TASKS, of)
+    found = task_report.figures_of(model, tokenizer, TASKS, of, paired=True)
+    assert not [name for name in alone if name.endswith("pairs")]
+    assert {name: found[name] for name in alone} == alone
+    assert found["pairs"]["right"] == 0.5 and found["pairs"]["of"] == 24
+    assert found["all"]["right"] == 0.75 and found["all"]["of"] == 48
+    assert {f"{e.kind} pairs" for _, e in sides} <= set(found)
 
 
 def test_a_report_has_each_task_and_the_curves_a_panel_of_the_decoder(folder):

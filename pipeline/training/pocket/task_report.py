@@ -1,8 +1,9 @@
 """The decoder's figures in the report of a training, each with its standard error.
 
 By task: of all examples, of each language, of each type, of each type in each language; and of
-pairs: one text with two pictures that differ in one fact, both of which have to be right, so that
-no rule that reads the text alone is ever right. Captions have no such pairs.
+pairs, by language and by type: one text with two pictures that differ in one fact, both of which
+have to be right, so that no rule that reads the text alone is ever right. Captions have no such
+pairs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from chiasm.pipeline.scenes.translation import SOURCE_LANGUAGES, ambiguous_pair
 from chiasm.pipeline.scenes.unseen import withheld_in
 from chiasm.pipeline.scenes.vocabulary import LANGUAGES, homonyms
 from chiasm.pipeline.scenes.world import Scene, World
-from chiasm.pipeline.training.paired import share
+from chiasm.pipeline.training.paired import format_share, share
 from chiasm.pipeline.training.pocket.data import WORLDS
 from chiasm.pipeline.training.pocket.evaluate_tasks import (
     Examples,
@@ -47,8 +48,8 @@ def task_figures(
     model: JointNetwork, tokenizer: Tokenizer, settings: TaskSettings, samples: int, seed: int
 ) -> dict[str, dict[str, Figure]]:
     """Task -> group -> {"right": share, "error": its standard error, "of": examples, or pairs},
-    on so many scenes of a gallery, and of as many pairs. Groups as in `groups_of`, and `pairs`,
-    `<language> pairs`. No scene shows a withheld combination."""
+    on so many scenes of a gallery, and of as many pairs. Groups as in `groups_of`, and of pairs as
+    in `figures_of`. No scene shows a withheld combination."""
     world = WORLDS[settings.scenes.world]
     found: dict[str, dict[str, Figure]] = {}
     for of in draw_examples(settings, samples, seed, EACH):
@@ -58,20 +59,25 @@ def task_figures(
             sides = [side for pair in pairs for side in pair]
             examples = list(enumerate(example for _, example in sides))
             paired = Examples(of.task, [scene for scene, _ in sides], examples)
-            sides_right = _right(model, tokenizer, settings, paired)
-            both = sides_right[0::2] & sides_right[1::2]
-            groups = [["pairs", f"{one.language} pairs"] for (_, one), _ in pairs]
-            found[of.task] |= _figures(groups, both, range(len(pairs)))
+            found[of.task] |= _of_pairs(paired, _right(model, tokenizer, settings, paired))
     return found
 
 
 def figures_of(
-    model: JointNetwork, tokenizer: Tokenizer, settings: TaskSettings, of: Examples
+    model: JointNetwork,
+    tokenizer: Tokenizer,
+    settings: TaskSettings,
+    of: Examples,
+    *,
+    paired: bool = False,
 ) -> dict[str, Figure]:
-    """Group -> figure of examples of one task, see `groups_of`."""
+    """Group -> figure of examples of one task, see `groups_of`. paired: examples 2 i and 2 i + 1
+    are a pair; then also of pairs, both of which are right: `pairs`, `<language> pairs`, and
+    `<type> pairs` where both are of one type."""
     right = _right(model, tokenizer, settings, of)
     groups = [groups_of(example) for _, example in of.examples]
-    return _figures(groups, right, [row for row, _ in of.examples])
+    found = _figures(groups, right, [row for row, _ in of.examples])
+    return found | _of_pairs(of, right) if paired else found
 
 
 def draw_pairs(task: str, samples: int, seed: int, world: World) -> Iterator[Pair]:
@@ -123,18 +129,23 @@ PAIRS: Mapping[str, Callable[[random.Random, int, World], Pair | None]] = {
 
 
 def format_tasks(figures: Mapping[str, Mapping[str, Figure]]) -> list[str]:
-    """The figures of `task_figures` in lines for a person: a line a task, then one a type."""
-    lines = ["right of what the decoder writes, with standard errors:"]
+    """The figures of `task_figures` in lines for a person: a line a task, then one a type, with its
+    pairs."""
+    lines = ["right of what the decoder writes, and of both of a pair, with standard errors:"]
     for task, groups in figures.items():
         named = [name for name in ("all", *LANGUAGES, "pairs") if name in groups]
         lines.append(f"  {task:<10}" + "".join(f"  {n} {_share(groups[n])}" for n in named))
-        types = [name for name in groups if f"{name}".split()[0] not in (*named, *LANGUAGES)]
-        lines += [f"    {name:<16}{_share(groups[name])}" for name in types]
+        for name in groups:
+            if name.split()[0] in (*named, *LANGUAGES) or name.endswith(" pairs"):
+                continue
+            pairs = f"{name} pairs"
+            both = f"  pairs {_share(groups[pairs])}" if pairs in groups else ""
+            lines.append(f"    {name:<16}{_share(groups[name])}{both}")
     return lines
 
 
 def _share(figure: Figure) -> str:
-    return f"{figure['right']:.3f} ({figure['error']:.3f})"
+    return format_share(figure["right"], figure["error"])
 
 
 def _right(
@@ -143,6 +154,16 @@ def _right(
     """(R,) bool, of each example."""
     texts = write_texts(model, tokenizer, encode_examples(model, tokenizer, settings, of))
     return np.array(right_ones(texts, of, WORLDS[settings.scenes.world]), dtype=bool)
+
+
+def _of_pairs(of: Examples, right: np.ndarray) -> dict[str, Figure]:
+    """Figures of the pairs of neighbours, see `figures_of`; right (R,) bool."""
+    examples = [example for _, example in of.examples]
+    groups = [
+        ["pairs", f"{one.language} pairs"] + [f"{one.kind} pairs"] * (one.kind == other.kind)
+        for one, other in zip(examples[0::2], examples[1::2], strict=True)
+    ]
+    return _figures(groups, right[0::2] & right[1::2], range(len(groups)))
 
 
 def _figures(
