@@ -39,7 +39,7 @@ from chiasm.pipeline.encoders import (
 )
 from chiasm.pipeline.errors import SourceError, UsageError
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.storage import Folder, display_name, require_writable
 
 LOG = logging.getLogger(__name__)
 USES = ("read", "decode", "batch", "workers", "max_loss")  # groups, beside the encoder's
@@ -135,11 +135,12 @@ class ShardAnswers:
 def answer_shards(request: AnswerRequest, report: Report = lambda line: None) -> AnswersSummary:
     """Ask about shards. report: called with a line after each shard.
 
-    Raises UsageError for a target that is the shards' own folder and for a task or language that
-    the model lacks, CollectionError for a folder that has answers of another model or to another
-    question, EncoderError for a model that cannot be loaded or answers nothing."""
+    Raises UsageError for a target that is the shards' own folder or read only, and for a task or
+    language that the model lacks, CollectionError for a folder that has answers of another model or
+    to another question, EncoderError for a model that cannot be loaded or answers nothing."""
     if request.write_shards and request.answers.task != "caption":
         raise UsageError("--shards", expected="chiasm caption", found=request.answers.task)
+    require_writable(request.to)
     folder = Folder(request.to)
     for target in (folder.url, folder.url_of("shards")):
         require_other_folder(request.shards, target)

@@ -32,7 +32,7 @@ from chiasm.pipeline.encoders import (
     with_absolute_folder,
 )
 from chiasm.pipeline.records import IMAGE, TEXT, Shard
-from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.storage import Folder, display_name, require_writable
 
 LOG = logging.getLogger(__name__)
 USES = ("read", "decode", "batch", "workers", "filter")  # groups of settings, beside the encoder's
@@ -107,8 +107,10 @@ class ShardFilter:
 def filter_shards(request: FilterRequest, report: Report = lambda line: None) -> FilterSummary:
     """Filter shards into a folder. report: called with a line after each shard.
 
-    Raises UsageError for a target that is the shards' own folder, ChiasmError where more captions
-    would go than `filter.max_noisy` allows; then no shard is written, and the scores stay."""
+    Raises UsageError for a target that is the shards' own folder or read only, ChiasmError where
+    more captions would go than `filter.max_noisy` allows; then no shard is written, and the scores
+    stay."""
+    require_writable(request.to)
     require_other_folder(request.shards, request.to)
     # Workers on Ray run in a folder of their own, where a relative path means another place.
     encoder = with_absolute_folder(request.encoder)

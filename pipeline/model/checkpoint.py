@@ -32,6 +32,7 @@ FILES = (WEIGHTS, CONFIG, TOKENIZER)
 SHIPPED = Path(__file__).resolve().parent.parent / "pocket"
 FORMAT = "chiasm joint model 2"
 FIRST_FORMAT = "chiasm joint model 1"
+SLOWER = "train in another folder with a lower learning rate"  # where weights are not finite
 # What loading raises of weights and a config that are torn or do not fit together.
 MISFITS = (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 
@@ -68,7 +69,7 @@ def save_model(
 def require_finite_tensors(
     tensors: Mapping[str, Tensor],
     what: str,
-    do: str = "train in another folder with a lower learning rate",
+    do: str = SLOWER,
     expected: str = "finite tensors",
 ) -> None:
     """ChiasmError about `what`, with what to do, where a tensor has NaN or infinity."""

@@ -240,26 +240,31 @@ class Decoder(nn.Module):
     def _words(
         self,
         text: Modality | None,
-        like: Modality,
+        rows_of: Modality,
         grounding: tuple[KeysValues, ...],
         image_mask: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """Words (B, S, D) that have looked at the picture, and their mask (B, 1, 1, S); B of
+        `rows_of`, S = 1 where there is no text. grounding, image_mask: as in `DecoderState`."""
         if text is None:
-            return self._nothing(like)
+            return self._nothing(rows_of)
         words, mask = self.input_projections[0](text.tokens), text.mask[:, None, None]
         for block, picture in zip(self._grounding_blocks(), grounding, strict=True):
             words = block.attend(words, mask, picture, image_mask)
         return words, mask
 
-    def _patches(self, image: Modality | None, like: Modality) -> tuple[Tensor, Tensor]:
+    def _patches(self, image: Modality | None, rows_of: Modality) -> tuple[Tensor, Tensor]:
+        """Patches (B, N, D) and their mask (B, 1, 1, N); B of `rows_of`, N = 1 where there is no
+        picture."""
         if image is None:
-            return self._nothing(like)
+            return self._nothing(rows_of)
         patches = self.input_projections[1](image.tokens) + self.patch_position
         return patches, image.mask[:, None, None]
 
-    def _nothing(self, like: Modality) -> tuple[Tensor, Tensor]:
-        """One token that no row attends to: attention takes no empty sequence."""
-        rows = len(like.tokens)
+    def _nothing(self, rows_of: Modality) -> tuple[Tensor, Tensor]:
+        """One token (B, 1, D) that no row attends to, and its mask (B, 1, 1, 1): attention takes no
+        empty sequence."""
+        rows = len(rows_of.tokens)
         nothing = self.position.new_zeros(rows, 1, self.config.width)
         return nothing, torch.zeros(rows, 1, 1, 1, dtype=torch.bool, device=nothing.device)
 

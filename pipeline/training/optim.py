@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.model.checkpoint import SLOWER
 from chiasm.pipeline.training.distributed import average_gradients
 
 BETAS = (0.9, 0.98)  # of AdamW: the second is short, for trainings of some thousand steps
 RATE_FLOOR = 0.01  # of the highest learning rate, at the end of a stage, or of a cycle of one
-
-SLOWER = "train in another folder with a lower learning rate"
 
 
 def require_finite(values: Mapping[str, float], what: str, do: str = SLOWER) -> None:

@@ -15,11 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chiasm.pipeline.model.checkpoint import load_state, require_finite_tensors, save_state
+from chiasm.pipeline.model.checkpoint import (
+    SLOWER,
+    load_state,
+    require_finite_tensors,
+    save_state,
+)
 from chiasm.pipeline.training.joint.objective import Network, Stage
 from chiasm.pipeline.training.joint.settings import JointSettings
 from chiasm.pipeline.training.optim import (
-    SLOWER,
     Ema,
     Optimiser,
     decay_groups,
