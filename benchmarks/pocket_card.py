@@ -76,7 +76,7 @@ def joint_tables(found: dict[str, Any]) -> Iterator[str]:
         ],
     )
     accuracy = found["matching_accuracy"]
-    rows = [
+    rows: list[Sequence[str]] = [
         (f"right about {pairs}", _named(accuracy, key), "")
         for key, pairs in (
             ("all", "a pair"),
@@ -106,11 +106,11 @@ def task_tables(found: dict[str, Any]) -> Iterator[str]:
         ("task", "all", *LANGUAGES.values(), "both of a pair"),
         [(task, *(_share(of, name) for name in groups)) for task, of in tasks.items()],
     )
-    asked = [task for task in tasks if task.startswith("ask")]
+    question_tasks = [task for task in tasks if task.startswith("ask")]
     types = [name for name in tasks["ask"] if name.split()[0] not in groups]
     yield _table(
-        ("type of question", *asked),
-        [(name, *(_share(tasks[task], name) for task in asked)) for name in types],
+        ("type of question", *question_tasks),
+        [(name, *(_share(tasks[task], name) for task in question_tasks)) for name in types],
     )
 
 

@@ -265,11 +265,11 @@ def test_a_figure_is_that_of_its_benchmark(claim):
 
 def test_the_card_has_the_tables_of_its_benchmarks():
     card = (ROOT / "pipeline/pocket/README.md").read_text()
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-m", "benchmarks.pocket_card"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    tables = told.stdout.strip().split("\n\n")
+    tables = printed.stdout.strip().split("\n\n")
     assert len(tables) >= 5
     assert [table for table in tables if table not in card] == []
 

@@ -128,7 +128,7 @@ def test_the_command_draws_and_prints(boat, tmp_path, capsys):
         (("boat.png", "a boat", "a.gif"), "ends in .png"),
         (("boat.png", "a boat and " * 30), 'a text of which it would not read "'),
         (("boat.png", "a boat", None, "pocket", "rollout"), "expected one of default, grad-eclip"),
-        (("boat.png", " "), "expected a text with words to explain"),
+        (("boat.png", " "), "explain: expected a text, found a blank one"),
     ],
 )
 def test_what_cannot_be_explained_is_one_line_and_nothing_is_written(
