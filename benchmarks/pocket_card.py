@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.machine import RESULTS
+from chiasm.pipeline.training.paired import format_share
 
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
@@ -127,19 +128,15 @@ def _by_language(of: dict[str, Any]) -> list[tuple[Any, str]]:
 
 def _recalls(of: dict[str, float], queries: int) -> list[str]:
     errors = {name: (of[name] * (1 - of[name]) / queries) ** 0.5 for name in RECALLS}
-    return [_figure(of[name], errors[name]) for name in RECALLS]
+    return [format_share(of[name], errors[name]) for name in RECALLS]
 
 
 def _named(of: dict[str, float], name: str) -> str:
-    return _figure(of[name], of[f"{name}_error"])
+    return format_share(of[name], of[f"{name}_error"])
 
 
 def _share(groups: dict[str, dict[str, float]], name: str) -> str:
-    return _figure(groups[name]["right"], groups[name]["error"]) if name in groups else ""
-
-
-def _figure(share: float, error: float) -> str:
-    return f"{share:.3f} ({error:.3f})"
+    return format_share(groups[name]["right"], groups[name]["error"]) if name in groups else ""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
