@@ -2,9 +2,10 @@
 
     python -m benchmarks.pocket_card
 
-Reads pocket_recall.json, pocket_joint.json and, for weights with a decoder, pocket_tasks.json of
-benchmarks/results, and prints their tables, which a test looks for in the card. Every figure has
-its standard error; of recalls, whose results have none, it is sqrt(p (1 - p) / queries).
+Reads pocket_recall.json, pocket_joint.json and, for weights with a decoder, pocket_tasks.json and
+pocket_imagine.json of benchmarks/results, and prints their tables, which a test looks for in the
+card. Every figure has its standard error; of recalls, whose results have none, it is
+sqrt(p (1 - p) / queries).
 """
 
 from __future__ import annotations
@@ -115,10 +116,26 @@ def task_tables(found: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def imagine_tables(found: dict[str, Any]) -> Iterator[str]:
+    """What the decoder draws, beside true pictures."""
+    errors = found["standard_errors"]
+    yield _table(
+        (f"{found['captions']} captions", "drawn pictures", "true pictures"),
+        [
+            (claim, *(format_share(found[key], errors[key]) for key in (name, f"true_{name}")))
+            for name, claim in (
+                ("r1", "a true caption is found first, among 100, by another model"),
+                ("agrees", "background, colours and places of the pixels agree with the caption"),
+            )
+        ],
+    )
+
+
 TABLES = {
     "pocket_recall.json": recall_tables,
     "pocket_joint.json": joint_tables,
     "pocket_tasks.json": task_tables,
+    "pocket_imagine.json": imagine_tables,
 }
 
 

@@ -1,16 +1,17 @@
 """`chiasm demo`: the whole way on a world of its own, from facts to measured answers.
 
-In comes a seed; out come shards of picture-book scenes, a collection, its index, a few questions
-with their answers, the recall of all captions and pictures, and a contact sheet. What is right is
-decided from the facts in each hit's own json, never by equal strings.
+In comes a seed; out come shards of picture-book scenes, a collection, its index, a few searches
+with their hits, the recall of all captions and pictures, a contact sheet, and answers to
+questions about the pictures found. What is right is decided from the facts in each hit's own json.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,29 @@ import numpy as np
 
 from chiasm.index import Answer, Query, Searcher, build_index, open_collection, row_id
 from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.query import pixels_of
 from chiasm.index.sheet import write_sheet
 from chiasm.jobs.config import DEFAULT_ENCODER, compose
 from chiasm.jobs.console import Progress
 from chiasm.jobs.embed_shards import EmbedRequest, embed_shards
 from chiasm.pipeline.collection import embeddings, vectors_of
 from chiasm.pipeline.embed_summary import summary_error
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.encoders import (
+    Answerer,
+    Fault,
+    GenerateSettings,
+    Reply,
+    Request,
+    answer_batch,
+    load_answerer,
+)
+from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.metrics import KS, recalls, right_at
 from chiasm.pipeline.scenes.claims import Claims, holds, holds_matrix
+from chiasm.pipeline.scenes.questions import question, same_answer
 from chiasm.pipeline.scenes.recall import Recall
 from chiasm.pipeline.scenes.samples import facts_of_sample, samples
+from chiasm.pipeline.scenes.words import LANGUAGES
 from chiasm.pipeline.scenes.world import TWINS, Scene, gallery
 from chiasm.pipeline.shards import list_shards, write_shard
 from chiasm.pipeline.storage import Folder
@@ -36,6 +49,7 @@ from chiasm.pipeline.timing import Stopwatch
 
 PER_SHARD = 250
 BATCH = 100  # questions searched together
+PER_SEARCH = 5  # hits of a question that are shown
 
 
 @dataclass(frozen=True)
@@ -47,8 +61,24 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """A question about a picture that was found: what pocket answered, and the right answer."""
+
+    caption: str
+    question: str
+    answer: str
+    wanted: str
+
+    @property
+    def right(self) -> bool:
+        """Whether both answers are the same."""
+        return same_answer(self.answer, self.wanted)
+
+
+@dataclass(frozen=True)
 class Demo:
-    """What a demo found. recall: {"text_to_image": {"en": {"r1", "r5", "r10"}, ...}, ...}."""
+    """What a demo found. recall: {"text_to_image": {"en": {"r1", "r5", "r10"}, ...}, ...}.
+    answered: a question about each hit of `questions`."""
 
     rows: int
     recall: dict[str, dict[str, Recall]]
@@ -56,6 +86,7 @@ class Demo:
     collection: Path
     sheet: Path
     questions: list[tuple[Answer, list[bool]]]
+    answered: list[Answered]
 
     def as_json(self) -> dict[str, Any]:
         """The shape that docs/formats.md promises."""
@@ -65,6 +96,10 @@ class Demo:
             "seconds": self.seconds,
             "collection": str(self.collection),
             "sheet": str(self.sheet),
+            "answers": {
+                "right": sum(item.right for item in self.answered),
+                "of": len(self.answered),
+            },
         }
 
 
@@ -113,8 +148,12 @@ def run_demo(
     with clock.stage("recall"):
         report(f"measuring recall: {3 * len(rows):,} searches")
         recall = measure(searcher, rows, images)
+    with clock.stage("answers"):
+        report("asking pocket about the pictures found")
+        answerer = load_answerer(DEFAULT_ENCODER)
+        answered = ask_hits(answerer, [answer for answer, _ in questions], rows)
     seconds = {stage: round(spent, 2) for stage, spent in clock.seconds.items()}
-    return Demo(len(rows), recall, seconds, collection, to / "hits.png", questions)
+    return Demo(len(rows), recall, seconds, collection, to / "hits.png", questions, answered)
 
 
 def make_shards(to: Path, seed: int, count: int) -> list[str]:
@@ -137,7 +176,7 @@ def make_shards(to: Path, seed: int, count: int) -> list[str]:
     if found is None:
         drawn = samples(gallery(count, seed), seed)
         for path in paths:
-            write_shard(path, islice(drawn, PER_SHARD))
+            write_shard(path, itertools.islice(drawn, PER_SHARD))
         folder.write_whole("demo.json", made)  # last: its presence says that the shards are whole
     return paths
 
@@ -162,15 +201,39 @@ def ask(searcher: Searcher, rows: Sequence[Row]) -> list[tuple[Answer, list[bool
     scenes = {row.id: row.scene for row in rows}
     first, second, third = rows[0], rows[len(rows) // 3], rows[2 * len(rows) // 3]
     questions = [
-        Question(Query(first.english, k=5), first.claims),
-        Question(Query(second.english, k=5), second.claims),
-        Question(Query(third.chinese, k=5), third.claims),
+        Question(Query(first.english, k=PER_SEARCH), first.claims),
+        Question(Query(second.english, k=PER_SEARCH), second.claims),
+        Question(Query(third.chinese, k=PER_SEARCH), third.claims),
     ]
     answers = searcher.search_many([question.query for question in questions])
     return [
         (answer, [holds(question.claims, scenes[result.id]) for result in answer])
         for question, answer in zip(questions, answers, strict=True)
     ]
+
+
+def ask_hits(answerer: Answerer, answers: Sequence[Answer], rows: Sequence[Row]) -> list[Answered]:
+    """A question about each hit, in either language, drawn from its facts with the right answer."""
+    scenes = {row.id: row.scene for row in rows}
+    requests, wanted = [], []
+    for result in itertools.chain.from_iterable(answers):
+        rng = random.Random(f"demo {result.id}")
+        example = question(scenes[result.id], rng, rng.choice(LANGUAGES))
+        if example is not None:
+            image = pixels_of(result.picture(), answerer)
+            requests.append(Request("ask", example.language, image, example.source))
+            wanted.append((result.caption or "", example))
+    replies = map(_reply, answer_batch(answerer, requests, GenerateSettings()))
+    return [
+        Answered(caption, example.source, reply.text, example.target)
+        for (caption, example), reply in zip(wanted, replies, strict=True)
+    ]
+
+
+def _reply(found: Reply | Fault) -> Reply:
+    if isinstance(found, Fault):
+        raise ChiasmError(f"pocket: {found}")
+    return found
 
 
 def measure(

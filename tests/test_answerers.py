@@ -6,6 +6,7 @@ import pytest
 from fake_answerer import FakeAnswerer
 
 from chiasm.pipeline.encoders import (
+    TASKS,
     Answerer,
     Fault,
     GenerateSettings,
@@ -104,9 +105,12 @@ def test_a_task_or_a_language_that_the_model_lacks_is_one_line():
         require_task(Echo(), "ask", "zh")
 
 
-def test_the_shipped_model_has_no_decoder():
-    with pytest.raises(UsageError, match="model pocket: expected one with a decoder"):
-        load_answerer("pocket")
+def test_the_shipped_model_has_every_task_in_both_languages():
+    tasks = load_answerer("pocket").tasks
+    assert tasks.keys() == TASKS.keys()
+    assert {task: set(languages) for task, languages in tasks.items() if task != "imagine"} == {
+        task: {"en", "zh"} for task in TASKS if task != "imagine"
+    }
 
 
 def test_another_family_is_refused_by_name():

@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 import pytest
-from conftest import make_shard
+from conftest import TESTS, make_shard
 from PIL import Image
 from tiny_answerers import blip_folder
 from tiny_collection import make_collection
@@ -23,6 +23,8 @@ from chiasm.jobs.cli.sentiment import sentiment
 from chiasm.jobs.cli.translate import translate
 from chiasm.pipeline.encoders import ANSWERERS, TASKS, Input, Reply
 from chiasm.pipeline.errors import ChiasmError, UsageError
+
+TOWERS = TESTS / "data/collection-schema-1/model"  # a model without a decoder
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -409,7 +411,10 @@ def test_pictures_are_drawn_into_a_file_or_a_folder(parrot, pictures, stdin, cap
             lambda: translate(["fine"], "fr", "red.png", "parrot"),
             "language 'fr': expected one of en, zh",
         ),
-        (lambda: caption(["red.png"]), "model pocket: expected one with a decoder"),
+        (
+            lambda: caption(["red.png"], f"pocket:{TOWERS}"),
+            f"model pocket:{TOWERS}: expected one with a decoder",
+        ),
         (
             lambda: caption(["red.png"], "st:x"),
             "model 'st:x': expected one of pocket, hf:ID_OR_DIR",

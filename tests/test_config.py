@@ -210,6 +210,7 @@ EARLIER = {
     ("", "decoder"): None,
     ("", "image_tokens"): None,
     ("fusion", "bounded_residual"): False,
+    ("fusion", "residual_of_vectors"): False,
     ("decoder", "grounding"): 0,
 }
 

@@ -55,7 +55,7 @@ def logits(made, ids, state, head="text"):
 
 def attended(attention, x, context, mask):
     """Attention row by row, with the module's own projections and the formula."""
-    keys, values = attention.keys_values(context)
+    keys, values = (item.transpose(1, 2).flatten(2) for item in attention.keys_values(context))
     query, heads = attention.query(x), attention.heads
     width = x.shape[-1] // heads
     out = torch.zeros_like(query)

@@ -33,7 +33,9 @@ def test_the_figures_have_the_promised_shape(demo):
         for recall in record["recall"][direction].values():
             assert set(recall) == {"r1", "r5", "r10"}
             assert 0 <= recall["r1"] <= recall["r5"] <= recall["r10"] <= 1
-    assert set(record["seconds"]) == {"shards", "embed", "index", "questions", "recall"}
+    stages = {"shards", "embed", "index", "questions", "recall", "answers"}
+    assert set(record["seconds"]) == stages
+    assert record["answers"]["of"] == len(found.answered) == 15
 
 
 def test_recall_is_what_brute_force_over_the_vectors_finds(demo):
@@ -49,6 +51,12 @@ def test_recall_is_what_brute_force_over_the_vectors_finds(demo):
     best = scores.argmax(axis=1)
     right = [holds(rows[at].claims, row.scene) for row, at in zip(rows, best, strict=True)]
     assert found.recall["image_to_text"]["en"]["r1"] == pytest.approx(np.mean(right), abs=2 / 60)
+
+
+def test_most_questions_about_the_pictures_found_are_answered_rightly(demo):
+    _, found = demo
+    assert sum(item.right for item in found.answered) >= 12
+    assert all(item.wanted for item in found.answered)
 
 
 def test_the_sheet_shows_three_questions(demo):

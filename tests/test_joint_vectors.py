@@ -29,7 +29,13 @@ from chiasm.pipeline.scenes.claims import holds, holds_matrix
 from chiasm.pipeline.scenes.parse import parse_caption
 from chiasm.pipeline.scenes.words import LANGUAGES, caption, plan, render_caption
 from chiasm.pipeline.scenes.world import WORLD_1, WORLD_2, gallery, stream
-from chiasm.pipeline.training.pocket import calibrate, evaluate_fusion, evaluate_joint
+from chiasm.pipeline.training.pocket import (
+    calibrate,
+    evaluate_fusion,
+    evaluate_joint,
+    loop,
+    stages,
+)
 from chiasm.pipeline.training.pocket.calibrate import wins
 from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batch
 from chiasm.pipeline.training.pocket.joint_task import (
@@ -53,7 +59,7 @@ TINY = ModelConfig(
 )
 SETTINGS = TrainSettings(
     steps=1, fusion_steps=2, fusion_batch=4, corpus=20, calibrated=12, model=TINY,
-    data=DataSettings(batch=4, side=36, context=40),
+    checkpoint_every=1000, data=DataSettings(batch=4, side=36, context=40),
 )  # fmt: skip
 
 
@@ -65,8 +71,8 @@ def modality(width, lengths, seed):
     return Modality(tokens, mask, vector)
 
 
-def by_hand(fusion, given, bounded):
-    """The formula of fusion.py, a row at a time, from the tokens that the mixer gives."""
+def by_hand(fusion, given, bounded, of_vectors=False):
+    """The formulas of fusion.py, a row at a time, from the tokens that the mixer gives."""
     parts = [fusion.project(i, item.tokens) for i, item in enumerate(given)]
     parts, masks = fusion.mixer(parts, [item.mask for item in given])
     rows = []
@@ -83,21 +89,27 @@ def by_hand(fusion, given, bounded):
             weights = np.exp([s @ fusion.modality_score.weight[0].numpy() for s in pooled])
         else:
             weights = np.ones(len(has))
-        r = fusion.residual.weight.numpy() @ np.mean(pooled, axis=0)
+        vectors = np.stack([given[i].vector[row].numpy() for i in has])
+        if not of_vectors:
+            r = fusion.residual.weight.numpy() @ np.mean(pooled, axis=0)
+        elif len(has) < len(given):
+            r = np.zeros(8)
+        else:
+            r = fusion.residual.weight.numpy() @ np.concatenate([*pooled, *np.sqrt(8) * vectors])
         if bounded:
             r = r / np.sqrt(1 + r @ r)
-        vectors = np.stack([given[i].vector[row].numpy() for i in has])
         j = weights / weights.sum() @ vectors + r
         rows.append(j / np.linalg.norm(j))
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("bounded", [True, False])
+@pytest.mark.parametrize(("bounded", "of_vectors"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("name", sorted(FUSIONS))
 @torch.no_grad()
-def test_the_joint_vector_is_its_formula(name, bounded):
+def test_the_joint_vector_is_its_formula(name, bounded, of_vectors):
     torch.manual_seed(0)
-    fusion = Fusion(replace(CONFIG, fusion=name, bounded_residual=bounded), (12, 20), 8).eval()
+    form = {"bounded_residual": bounded, "residual_of_vectors": of_vectors}
+    fusion = Fusion(replace(CONFIG, fusion=name, **form), (12, 20), 8).eval()
     if bounded:
         fusion.mean_weights.copy_(torch.tensor([0.2, 0.8]))
     given = [modality(12, [5, 2, 4], seed=1), modality(20, [6, 6, 6], seed=2)]
@@ -105,8 +117,15 @@ def test_the_joint_vector_is_its_formula(name, bounded):
         given[0].where(torch.tensor([True, True, False])),
         given[1].where(torch.tensor([True, False, True])),
     ]
-    expected = by_hand(fusion, given, bounded)
+    expected = by_hand(fusion, given, bounded, of_vectors)
     np.testing.assert_allclose(fusion(given).joint.numpy(), expected, atol=1e-5)
+    if of_vectors:
+        torch.testing.assert_close(fusion([given[0], None]).joint[:2], given[0].vector[:2])
+
+
+def test_a_learned_part_that_reads_vectors_is_bounded():
+    with pytest.raises(ValueError, match="residual_of_vectors: expected with bounded_residual"):
+        FusionConfig(bounded_residual=False, residual_of_vectors=True)
 
 
 @pytest.mark.parametrize("name", sorted(FUSIONS))
@@ -199,16 +218,16 @@ def test_training_begins_at_the_best_mean_and_what_does_not_win_becomes_it():
 
 
 def test_the_last_stage_trains_what_the_joint_vector_adds_and_nothing_else():
-    run = replace(SETTINGS, fusion_steps=200, joint_batch=12)
+    run = replace(SETTINGS, fusion_steps=70, joint_rounds=3, joint_batch=12)
     assert [stage.name for stage in stages_of(run)] == ["towers", "fusion", "joint"]
-    assert run.all_steps == 1 + 200 + 2 == ends_of(stages_of(run))[-1]
+    assert run.all_steps == 1 + 70 + 2 * 3 == ends_of(stages_of(run))[-1]
     training = Training(run, torch.device("cpu"), learn_tokenizer(300, 20))
-    training.step = 201
+    training.step = 71
     training.begin_joint(12)
     assert training.stage.name == "joint" and training.stage.calibrated == 12
     before = {name: each.clone() for name, each in training.objective.state_dict().items()}
-    batch = train_batch(201, training.stage.data, training.tokenizer)
-    assert set(training.train_step(batch)) == {"loss", "joint", "norm"}
+    batch = train_batch(71, training.stage.data, training.tokenizer)
+    assert set(training.train_step(training.keep(batch))) == {"loss", "joint", "norm"}
     changed = [
         name
         for name, each in training.objective.state_dict().items()
@@ -217,22 +236,51 @@ def test_the_last_stage_trains_what_the_joint_vector_adds_and_nothing_else():
     assert changed == ["model.fusion.residual.weight"]
 
 
+def test_the_last_stage_goes_through_what_it_keeps_in_rounds(tmp_path, monkeypatch):
+    """Each batch is drawn and kept once; the steps of a round are on the same ones in turn."""
+    run = replace(SETTINGS, fusion_steps=70, joint_rounds=3, joint_batch=12, checkpoint_every=1)
+    drawn, kept, learned, saved = [], [], [], []
+
+    def drawing(step, *given, **named):
+        drawn.append(step)
+        return train_batch(step, *given, **named)
+
+    class Watched(Training):
+        def keep(self, batch):
+            kept.append(super().keep(batch))
+            return kept[-1]
+
+        def train_step(self, batch):
+            if self.stage.name == "joint":
+                learned.append(batch)
+            return super().train_step(batch)
+
+        def save(self, folder):
+            saved.append(self.step)
+
+    monkeypatch.setattr(stages, "train_batch", drawing)
+    monkeypatch.setattr(loop, "Training", Watched)
+    loop.train(run, tmp_path, device="cpu", precision="float32", workers=0)
+    assert drawn == [*range(1 + 70), 71, 72]
+    assert [id(item) for item in learned] == [id(item) for item in kept] * 3
+    assert saved == [*range(1, 72), 77]  # what is kept is in no state
+
+
 @torch.no_grad()
 def test_the_loss_of_the_last_stage_by_brute_force():
     objective, tokenizer = Objective(TINY).eval(), learn_tokenizer(300, 20)
     model, batch = objective.model, train_batch(3, replace(SETTINGS.data, batch=24), tokenizer)
-    found = objective.joint_losses(batch, torch.Generator().manual_seed(4))["joint"].item()
-    draw = torch.rand(24, generator=torch.Generator().manual_seed(4))
+    chance = torch.Generator()
+    found = objective.joint_losses(objective.joint_features(batch, chance), chance)["joint"].item()
     joint = []
-    for row, lot in enumerate(draw.tolist()):
+    for row in range(24):
         image = model.image_modality(torch.from_numpy(batch.pixels[row : row + 1]))
         text = model.text_modality(torch.from_numpy(batch.captions[0].ids[row : row + 1]))
-        joint.append(model.fuse(text if lot >= 0.15 else None, image if lot < 0.85 else None).joint)
-    assert draw.min() < 0.15 and draw.max() > 0.85
+        joint.append(model.fuse(text, image).joint)
     query = model.encode_text(torch.from_numpy(batch.captions[1].ids))[1]
     e = (model.scale * query @ torch.cat(joint).T).exp().double().numpy()
     right = (e * batch.captions[1].also_true).sum(1)
-    assert found == pytest.approx(-np.log(right / e.sum(1)).mean(), rel=1e-4)
+    assert found == pytest.approx(-np.log(right / e.sum(1)).mean(), rel=1e-2)  # kept as float16
 
 
 class FactsEncoder(BaseEncoder):

@@ -542,7 +542,9 @@ def test_pairs_that_share_a_picture_or_a_text_are_scored_as_they_are_alone():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_one_batch_can_be_learned_by_heart(precision):
     batch = train_batch(0, FEED, WORDS)
-    run = replace(RUN, steps=40, fusion_steps=60, learning_rate=1e-3, warmup=0.1)
+    run = replace(
+        RUN, steps=40, fusion_steps=60, fusion_per_joint=100, learning_rate=1e-3, warmup=0.1
+    )
     training = Training(run, CPU, WORDS, precision)
     aligned = [training.train_step(batch) for _ in range(40)]
     towers = training.objective.model.state_dict()

@@ -27,7 +27,7 @@ from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 CPU = torch.device("cpu")
 POCKET = TrainSettings(
-    steps=3, cycles=(1,), fusion_steps=3, fusion_batch=8, learning_rate=3e-3,
+    steps=3, cycles=(1,), fusion_steps=3, fusion_cycles=(1,), fusion_batch=8, learning_rate=3e-3,
     warmup=0.5, corpus=60, clip=0.5, data=DataSettings(seed=3, batch=12, side=36, context=40),
     model=ModelConfig(
         ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),

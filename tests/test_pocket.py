@@ -45,8 +45,8 @@ def test_the_protocol_is_kept(pocket, pixels):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     joint = encode_joint(pocket, pixels[:4], TEXTS)
     np.testing.assert_allclose(np.linalg.norm(joint, axis=1), 1, atol=1e-5)
-    mean = unit(images[:4] + texts)  # what the fusion begins as, and has learned to leave a little
-    assert joint.shape == mean.shape and 0.5 < (joint * mean).sum(1).min() < 0.999
+    mean = unit(0.9 * images[:4] + 0.1 * texts)  # what the fusion of these weights is
+    np.testing.assert_allclose(joint, mean, atol=1e-3)
     assert (
         encode_images(pocket, []).shape
         == encode_texts(pocket, []).shape
@@ -90,7 +90,7 @@ def test_photographs_of_any_form_are_taken(pocket):
 
 def test_the_fingerprint_is_that_of_the_collections_it_made(pocket):
     """Another one makes them unreadable without --encoder: only with new weights, which say so."""
-    assert pocket.fingerprint == "1bb2ec533516886a49c85777b4365321"
+    assert pocket.fingerprint == "98ac17448de57dde7ffeb2cdfb404be7"
 
 
 def test_the_fingerprint_covers_weights_and_tokenizer(pocket, tmp_path):

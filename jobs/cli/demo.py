@@ -10,7 +10,7 @@ from rich.console import Console
 
 from chiasm.jobs.cli.options import folder_path, print_progress
 from chiasm.jobs.console import json_line, printable, showing
-from chiasm.jobs.demo import Demo, run_demo
+from chiasm.jobs.demo import PER_SEARCH, Demo, run_demo
 
 HELP = """
   chiasm demo
@@ -50,7 +50,7 @@ def demo(
 
 
 def print_demo(found: Demo) -> None:
-    """Questions, answers, figures, and what to type next."""
+    """Searches and hits, figures, questions and answers, and what to type next."""
     for answer, right in found.questions:
         print("\n" + printable(answer.query))
         for result, true in zip(answer, right, strict=True):
@@ -62,10 +62,17 @@ def print_demo(found: Demo) -> None:
         for language, recall in languages.items():
             shares = "  ".join(f"R@{name[1:]} {share:.3f}" for name, share in recall.items())
             print(printable(f"  {direction.replace('_', ' ')}, {language}: {shares}"))
+    right = sum(item.right for item in found.answered)
+    print("\n" + printable(f"asked about these pictures, {right} of {len(found.answered)} right:"))
+    for item in found.answered[::PER_SEARCH]:
+        verdict = "right" if item.right else f"wrong, {item.wanted}"
+        print(printable(f"  {item.caption}"))
+        print(printable(f"    {item.question}  {item.answer}  ({verdict})"))
     stages = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in found.seconds.items())
     print("\n" + printable(stages))
-    print(printable(f"the answers as a picture: {found.sheet}"))
+    print(printable(f"the hits as a picture: {found.sheet}"))
     print("\nnext:")
     print(printable(f'  chiasm search {found.collection} "a red boat" --sheet boat.png'))
+    print(printable(f'  chiasm ask {found.collection} "is there a red boat?"'))
     for line in NEXT:
         print(printable(line))

@@ -45,19 +45,28 @@ def multi_head_attention(
     _require_fit(Q, K, V, num_heads, mask)
     if mask is not None and mask.ndim < 2:  # of which the fused kernels take none
         mask = mask.expand(1, K.shape[1])
-    query, key, value = (_split(x, num_heads) for x in (Q, K, V))  # (B, H, T or S, d)
-    if not return_weights and not _slow_when_fused(query):
-        heads = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return _join(heads)
-    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, T, S)
+    query, key, value = (_split(x, num_heads) for x in (Q, K, V))
+    if return_weights:
+        weights = _weights(query, key, mask)
+        return _join(weights @ value), weights
+    return _join(_attend(query, key, value, mask))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """query (B, H, T, d), key and value (B, H, S, d) -> (B, H, T, d)."""
+    if _slow_when_fused(query):
+        return _weights(query, key, mask) @ value
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """query (B, H, T, d), key (B, H, S, d) -> the softmax by the formula, (B, H, T, S)."""
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
     if mask is None:
-        weights = scores.softmax(dim=-1)
-    else:
-        # The lowest number, not -inf: the softmax of a row of -inf is NaN, and so is its gradient.
-        weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1)
-        weights = weights.masked_fill(~mask, 0)
-    heads = _join(weights @ value)
-    return (heads, weights) if return_weights else heads
+        return scores.softmax(dim=-1)
+    # The lowest number, not -inf: the softmax of a row of -inf is NaN, and so is its gradient.
+    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1)
+    return weights.masked_fill(~mask, 0)
 
 
 def _require_fit(Q: Tensor, K: Tensor, V: Tensor, num_heads: int, mask: Tensor | None) -> None:
@@ -88,9 +97,11 @@ def _require_fit(Q: Tensor, K: Tensor, V: Tensor, num_heads: int, mask: Tensor |
 
 def _slow_when_fused(query: Tensor) -> bool:
     """On CPUs the fused kernel's bfloat16 backward takes 4.5 times as long as the formula itself
-    (torch 2.13, 256 x 81 tokens); its forward alone is fine."""
+    (torch 2.13, 256 x 81 tokens), and its forward 3 times as long for one query, as of a token that
+    is being written (64 x 36 tokens); of more queries the forward alone is fine."""
     training = torch.is_grad_enabled() and query.requires_grad
-    return training and query.device.type == "cpu" and query.dtype == torch.bfloat16
+    slow = training or query.shape[2] == 1
+    return slow and query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
 def _split(x: Tensor, num_heads: int) -> Tensor:
@@ -104,7 +115,7 @@ def _join(x: Tensor) -> Tensor:
 
 
 KeysValues = tuple[Tensor, Tensor]
-"""Keys and values (B, S, D) of a context, projected."""
+"""Keys and values (B, H, S, d) of a context, projected and cut into heads."""
 
 
 class Attention(nn.Module):
@@ -118,13 +129,15 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def keys_values(self, context: Tensor) -> KeysValues:
-        """context (B, S, D) -> what `attend` reads of it, which many x can share."""
+        """context (B, S, D) -> what `attend` reads of it, which many x can share: laid out once as
+        products of matrices need it."""
         key, value = self.key_value(context).chunk(2, dim=-1)
-        return key, value
+        return _split(key, self.heads).contiguous(), _split(value, self.heads).contiguous()
 
     def attend(self, x: Tensor, context: KeysValues, mask: Tensor | None = None) -> Tensor:
-        """x (B, T, D) over keys and values (B, S, D), mask as above -> (B, T, D)."""
-        return self.out(multi_head_attention(self.query(x), *context, self.heads, mask))
+        """x (B, T, D) over keys and values (B, H, S, d), mask as above -> (B, T, D)."""
+        query = _split(self.query(x), self.heads)
+        return self.out(_join(_attend(query, *context, mask)))
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None

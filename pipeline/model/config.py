@@ -75,7 +75,9 @@ class TextConfig:
 class FusionConfig:
     """How modalities are fused. fusion: concat, add, gated or cross_attention. slots: K, the
     tokens that add and gated resample each modality to. bounded_residual: the form of the joint
-    vector, see fusion.py; False is that of folders that do not say it.
+    vector, see fusion.py; False is that of folders that do not say it. residual_of_vectors: does
+    the learned part of the bounded form read the modalities' vectors, too? ValueError where it
+    should and the form is the other.
     """
 
     fusion: str = "cross_attention"
@@ -84,6 +86,11 @@ class FusionConfig:
     heads: int = 4
     slots: int = 16
     bounded_residual: bool = field(default=True, metadata=absent(False))
+    residual_of_vectors: bool = field(default=False, metadata=absent(False))
+
+    def __post_init__(self) -> None:
+        if self.residual_of_vectors and not self.bounded_residual:
+            raise ValueError("residual_of_vectors: expected with bounded_residual alone")
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ POSITION_SIZE = 0.02  # deviation of the positions of target tokens, that of the
 
 @dataclass(frozen=True)
 class BlockState:
-    """What one block attends to: keys and values (B, S, D) of the source text, (B, N, D) of the
-    picture, and (B, L, D) of the tokens so far, None before the first."""
+    """What one block attends to: keys and values (B, H, S, d) of the source text, (B, H, N, d) of
+    the picture, and (B, H, L, d) of the tokens so far, None before the first."""
 
     text: KeysValues
     image: KeysValues
@@ -45,7 +45,7 @@ class BlockState:
     @property
     def length(self) -> int:
         """L, tokens so far."""
-        return 0 if self.past is None else self.past[0].shape[1]
+        return 0 if self.past is None else self.past[0].shape[2]
 
     def take(self, rows: Tensor) -> BlockState:
         """Rows (B',) int64, in their order."""
@@ -62,7 +62,7 @@ class BlockState:
 class DecoderState:
     """What a decoder remembers of B rows: a `BlockState` a block; masks (B, 1, 1, S) and
     (B, 1, 1, N), True where there is a token of the text and of the picture; grounding: keys and
-    values (B, N, D) of the picture, that words look at, one pair a block that grounds them."""
+    values (B, H, N, d) of the picture, that words look at, one pair a block that grounds them."""
 
     blocks: tuple[BlockState, ...]
     text_mask: Tensor
@@ -112,7 +112,7 @@ class DecoderBlock(CrossBlock):
         normed = self.attention_norm(x)
         past = self.attention.keys_values(normed)
         if state.past is not None:
-            joined = (torch.cat(pair, dim=1) for pair in zip(state.past, past, strict=True))
+            joined = (torch.cat(pair, dim=2) for pair in zip(state.past, past, strict=True))
             past = (next(joined), next(joined))
         x = x + self.attention.attend(normed, past, mask)
         x = x + self.cross.attend(self.cross_norm(x), state.text, text_mask)

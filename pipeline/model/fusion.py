@@ -25,6 +25,13 @@ that neither can drown the other: an error that only one of them makes is outvot
 those of the best mean, which the training of fusion begins as. A modality that a row lacks has no
 tokens and no weight in the joint vector.
 
+With `FusionConfig.residual_of_vectors` the learned part reads each modality by itself: what is
+pooled from its fused tokens (or from the one sequence), and its vector with elements of size 1,
+
+    r = R [s_1; ...; s_M; sqrt(E) v_1; ...; sqrt(E) v_M],   r = 0 in rows that lack a modality
+
+so that a row with one modality alone is its vector.
+
 Models made before the bound (`FusionConfig.bounded_residual` is False) have
 
     j = normalise( sum_m w_m v_m + R s ),   w = softmax_m(G s_m),   G = R = 0 at the start
@@ -88,12 +95,22 @@ class Modality:
 
 
 @dataclass(frozen=True)
+class JointParts:
+    """What joint vectors are made of: the weighted mean of the vectors (B, E) float32, and what the
+    learned part reads (B, F)."""
+
+    mean: Tensor
+    read: Tensor
+
+
+@dataclass(frozen=True)
 class Fused:
-    """tokens (B, T, D); mask (B, T) bool; joint (B, E) float32, unit rows."""
+    """tokens (B, T, D); mask (B, T) bool; joint (B, E) float32, unit rows, and its parts."""
 
     tokens: Tensor
     mask: Tensor
     joint: Tensor
+    joint_parts: JointParts
 
 
 class Fusion(nn.Module):
@@ -118,7 +135,11 @@ class Fusion(nn.Module):
         self.modality_score: nn.Linear | None = None
         if not bounded and not self.mixer.merges:  # merged, no modality is left to weigh
             self.modality_score = nn.Linear(width, 1, bias=False)
-        self.residual = nn.Linear(width, dim, bias=False)
+        inputs = width
+        if config.residual_of_vectors:
+            inputs = width * (1 if self.mixer.merges else len(widths)) + dim * len(widths)
+        self.reads_vectors = config.residual_of_vectors
+        self.residual = nn.Linear(inputs, dim, bias=False)
 
     def reset_parameters(self) -> None:
         """Initial weights. Matrices as in Glorot and Bengio (2010): narrow layers learn slowly
@@ -160,36 +181,46 @@ class Fusion(nn.Module):
         parts = [self.project(i, item.tokens) for i, item in given]  # (B, T_m, D)
         masks = [item.mask for _, item in given]
         parts, masks = self.mixer(parts, masks)
-        return Fused(
-            torch.cat(parts, dim=1),
-            torch.cat(masks, dim=1),
-            self._joint(parts, masks, given),
-        )
+        made_of = self._joint_parts(parts, masks, given)
+        tokens, mask = torch.cat(parts, dim=1), torch.cat(masks, dim=1)
+        return Fused(tokens, mask, self.join(made_of), made_of)
+
+    def join(self, made_of: JointParts) -> Tensor:
+        """-> joint vectors (B, E) float32, unit rows."""
+        residual = self.residual(made_of.read.to(self.residual.weight.dtype)).float()
+        if self.mean_weights is not None:
+            residual = residual * torch.rsqrt(1 + residual.square().sum(-1, keepdim=True))
+        return functional.normalize(made_of.mean + residual, dim=-1)
 
     def project(self, i: int, tokens: Tensor) -> Tensor:
         """Tokens (B, T, D_i) of modality i -> (B, T, D), the input of the mixer."""
         return self.input_projections[i](tokens) + self.type_embeddings[i]
 
-    def _joint(
+    def _joint_parts(
         self, parts: list[Tensor], masks: list[Tensor], given: Sequence[tuple[int, Modality]]
-    ) -> Tensor:
+    ) -> JointParts:
         """Fused tokens, one part a modality or one for all of them; modalities by their place in
-        the list -> (B, E) float32, unit rows."""
+        the list."""
         present = torch.stack([item.present for _, item in given], dim=1)[..., None]  # (B, M, 1)
         pooled = [
             self.pool(part, _unmask_empty_rows(mask)[:, None, None, :])
             for part, mask in zip(parts, masks, strict=True)
         ]
         summaries = torch.stack(pooled, dim=1)  # (B, M or 1, D)
-        counted = present.any(1, keepdim=True) if self.mixer.merges else present
-        summary = (summaries * counted).sum(1) / counted.sum(1).clamp(min=1)
         vectors = torch.stack([item.vector for _, item in given], dim=1)  # (B, M, E)
+        vectors = vectors.masked_fill(~present, 0)
         weights = self._weights([i for i, _ in given], present, summaries)
-        mean = (weights * vectors.masked_fill(~present, 0)).sum(1)
-        residual = self.residual(summary).float()
-        if self.mean_weights is not None:
-            residual = residual * torch.rsqrt(1 + residual.square().sum(-1, keepdim=True))
-        return functional.normalize(mean + residual, dim=-1)
+        mean = (weights * vectors).sum(1)
+        if not self.reads_vectors:
+            counted = present.any(1, keepdim=True) if self.mixer.merges else present
+            read = (summaries * counted).sum(1) / counted.sum(1).clamp(min=1)
+        elif len(given) < len(self.input_projections):
+            read = summaries.new_zeros(len(present), self.residual.in_features)
+        else:
+            scaled = vectors * vectors.shape[-1] ** 0.5
+            read = torch.cat([summaries.flatten(1), scaled.flatten(1).to(summaries.dtype)], dim=1)
+            read = read * present.all(1)
+        return JointParts(mean, read)
 
     def _weights(self, places: list[int], present: Tensor, summaries: Tensor) -> Tensor:
         """Places of M modalities, which rows have them (B, M, 1) bool, summaries (B, M or 1, D) ->

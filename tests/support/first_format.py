@@ -35,7 +35,8 @@ def first_format(folder: Path, config: ModelConfig, seed: int = 0) -> JointNetwo
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(TOKENIZER, folder / "tokenizer.json")
     fields = names_in_files(network.config.to_dict(), CONFIG_NAMES)
-    del fields["fusion"]["bounded_residual"]
+    for later in "bounded_residual", "residual_of_vectors":
+        del fields["fusion"][later]
     fields = {"format": FIRST_FORMAT, **fields}
     (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     halves = {name: tensor.half() for name, tensor in network.state_dict().items()}

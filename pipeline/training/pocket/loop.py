@@ -133,7 +133,8 @@ def tokenizer_of(settings: TrainSettings) -> Tokenizer:
 def _batches(
     training: Training, stage: Stage, end: int, workers: int
 ) -> Generator[Any, None, None]:
-    """The batches of a stage from the training's step on; none where the stage is done."""
+    """The batches of a stage from the training's step on, or what it keeps of them; none where the
+    stage is done."""
     rank, world_size = rank_and_world_size()
     draw = partial(
         stage.draw,
@@ -142,7 +143,22 @@ def _batches(
         rank=rank,
         world_size=world_size,
     )
-    return map_steps(draw, range(training.step, end), workers)
+    once = end - stage.steps + stage.steps // stage.rounds  # the step after the last one drawn for
+    drawn = map_steps(draw, range(training.step, once), workers)
+    return _in_rounds(training, stage, drawn) if stage.keep else drawn
+
+
+def _in_rounds(
+    training: Training, stage: Stage, drawn: Generator[Any, None, None]
+) -> Generator[Any, None, None]:
+    """What a stage keeps of its batches, as often as it goes through them."""
+    kept = []
+    with closing(drawn):
+        for batch in drawn:
+            kept.append(training.keep(batch))
+            yield kept[-1]
+    for _ in range(1, stage.rounds):
+        yield from kept
 
 
 def _write(
@@ -161,7 +177,8 @@ def _write(
     if step % settings.log_every == 0 or step == end:
         seconds = {"seconds": round(training.seconds, 1), **pace.at(step, end)}
         _log(folder, report, record | seconds | _mean(done[-settings.log_every :]))
-    if step % settings.checkpoint_every == 0 or step == end:
+    # What a stage has kept is not in a state: such a stage is done in one run, or anew.
+    if step == end or (step % settings.checkpoint_every == 0 and stage.keep is None):
         training.save(folder)
     found = evaluate() if step % stage.evaluate_every == 0 or step == end else {}
     if found:

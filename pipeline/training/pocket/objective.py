@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.decoder import DecoderState
+from chiasm.pipeline.model.fusion import JointParts
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.losses import (
     any_true_loss,
@@ -33,6 +34,18 @@ from chiasm.pipeline.training.pocket.targets import UNKNOWN
 from chiasm.pipeline.training.pocket.task_data import TaskBatch, TaskRows
 
 MODALITY_DROPOUT = 0.15  # share of pairs fused without their text, and of those without picture
+
+
+@dataclass(frozen=True)
+class JointFeatures:
+    """What joint vectors are fitted to: mean and read of B pairs, as in `JointParts`, and vectors
+    (B, E) of as many queries, float16; true (B, A) bool, query i is true of picture j of all
+    processes."""
+
+    mean: Tensor
+    read: Tensor
+    queries: Tensor
+    true: np.ndarray
 
 
 class Objective(nn.Module):
@@ -125,19 +138,26 @@ class Objective(nn.Module):
             **self.probes.pair_losses(fused, words, pairs),
         }
 
-    def joint_losses(self, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Third stage: `joint`, the second captions searched among the joint vectors of the first
-        captions with their pictures, those of all processes; any picture is right of which the
-        caption is true."""
+    def joint_features(self, batch: TrainBatch, _: torch.Generator) -> JointFeatures:
+        """Of the first captions with their pictures, and of the second ones, which ask for them."""
         model, device = self.model, self.model.log_scale.device
         with torch.no_grad():
             image = model.image_modality(_moved(batch.pixels, device))
             text, query = (model.text_modality(_moved(c.ids, device)) for c in batch.captions)
-        draw = torch.rand(len(batch.pixels), generator=generator).to(device)
-        has_text, has_image = draw >= MODALITY_DROPOUT, draw < 1 - MODALITY_DROPOUT
-        joint = gather_rows(model.fuse(text.where(has_text), image.where(has_image)).joint)
-        true = _moved(batch.captions[1].also_true, device)
-        return {"joint": any_true_loss(model.scale * query.vector @ joint.T, true)}
+            parts = model.fuse(text, image).joint_parts
+        # In half precision, as all of a stage is kept.
+        read, queries = parts.read.half(), query.vector.half()
+        return JointFeatures(parts.mean.half(), read, queries, batch.captions[1].also_true)
+
+    def joint_losses(self, batch: JointFeatures, _: torch.Generator) -> dict[str, Tensor]:
+        """Third stage: `joint`, the second captions searched among the joint vectors of the first
+        captions with their pictures, those of all processes; any picture is right of which the
+        caption is true."""
+        model, fusion = self.model, self.model.fusion
+        assert fusion is not None
+        joint = gather_rows(fusion.join(JointParts(batch.mean.float(), batch.read)))
+        true = _moved(batch.true, joint.device)
+        return {"joint": any_true_loss(model.scale * batch.queries.float() @ joint.T, true)}
 
     def image_token_losses(self, batch: PictureBatch, _: torch.Generator) -> dict[str, Tensor]:
         """Fourth stage, of pictures through their codes: those of `picture_losses`, and `features`,

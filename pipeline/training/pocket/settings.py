@@ -8,7 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from chiasm.pipeline.model.checkpoint import CONFIG_NAMES, names_in_files
-from chiasm.pipeline.model.config import DecoderConfig, ImageTokensConfig, ModelConfig
+from chiasm.pipeline.model.config import (
+    DecoderConfig,
+    FusionConfig,
+    ImageTokensConfig,
+    ModelConfig,
+)
 from chiasm.pipeline.model.tasks import TASKS
 from chiasm.pipeline.scenes.world import WORLD_1, WORLD_2
 from chiasm.pipeline.training.pocket.data import DataSettings
@@ -26,37 +31,41 @@ STATE_CONFIG_NAMES = {
 class TrainSettings:
     """Lengths, rates and weights of a training; the seed is that of `data`.
 
-    steps, fusion_steps, image_token_steps, decoder_steps: of the stages (stages.py); cycles: of the
-    first, their relative lengths, ValueError for none or any below 1; each is a warm restart, in
-    which the learning rate falls from its highest to its lowest (Loshchilov and Hutter, SGDR,
-    2017); learning_rate: the highest of each. The second stage takes many small steps, of
-    `fusion_batch` pictures, the third few large ones, of `joint_batch`: of 32 pictures all that are
-    alike are twins, and a joint vector learns no more from them than the mean knows; the fourth,
-    that of image tokens, pieces of `image_token_batch` pictures; the fifth, steps of
-    `decoder_batch` pictures with `examples` of each, and of `pictures` more, by task; drawn
-    pictures are few, as the codes of one are as many tokens as all its words. fusion_per_joint:
-    steps of the second stage for each of the third: few of 512 pictures are enough for the one
-    matrix that it trains, and take a tenth of the time of the many. facts: weight of the facts and
-    readings losses at the start; it falls to a tenth along a cosine. words: weight of the words and
-    relations losses; with less, the kinds do not enter the vectors, and the text tower drops
-    relations. match: weight of all losses of the second stage but the joint vector's, joint: of
-    that. ema: decay of the average. corpus: scenes whose texts train the tokenizer; calibrated:
-    scenes that calibrate matching at the end of the third stage, and of each gallery that decides
-    on the joint vector (calibrate.py). gallery: scenes that the towers are evaluated on, every
-    `evaluate_every` steps, and that the report is about. decoder_gallery: scenes that the decoder
-    is, one example of each task, every `decoder_evaluate_every` steps: writing takes a pass a
-    token, and of 200 the standard error of a share, at most 3.5 points, shows which tasks have been
-    learned. Picture side, context and vocabulary of `model` are replaced by those of `data` and of
-    the trained tokenizer. Without `model.fusion` there are no second and third stage, without
-    `model.image_tokens` no fourth and no drawing, without `model.decoder` no fifth. With one of
-    them, but 0 steps of it, it is that of a model that the training begins on, and stays as it is.
+    steps, fusion_steps, image_token_steps, decoder_steps: of the stages (stages.py); cycles,
+    fusion_cycles: of the first and of the second, their relative lengths, ValueError for none or
+    any below 1; each is a warm restart, in which the learning rate falls from its highest to its
+    lowest (Loshchilov and Hutter, SGDR, 2017); learning_rate: the highest of each. The second stage
+    takes many small steps, of `fusion_batch` pictures, the third few large ones, of `joint_batch`:
+    of 32 pictures all that are alike are twins, and a joint vector learns no more from them than
+    the mean knows; the fourth, that of image tokens, pieces of `image_token_batch` pictures; the
+    fifth, steps of `decoder_batch` pictures with `examples` of each, and of `pictures` more, by
+    task; drawn pictures are few, as the codes of one are as many tokens as all its words.
+    fusion_per_joint: steps of the second stage for each batch of the third, which goes through the
+    model once; joint_rounds: how often the one matrix that the third stage trains goes through what
+    is kept of them: one round teaches too little, and few batches are learned by heart. facts:
+    weight of the facts and readings losses at the start; it falls to a tenth along a cosine. words:
+    weight of the words and relations losses; with less, the kinds do not enter the vectors, and the
+    text tower drops relations. match: weight of all losses of the second stage but the joint
+    vector's, joint: of that. ema: decay of the average. corpus: scenes whose texts train the
+    tokenizer; calibrated: scenes that calibrate matching at the end of the third stage, and of each
+    gallery that decides on the joint vector (calibrate.py). gallery: scenes that the towers are
+    evaluated on, every `evaluate_every` steps, and that the report is about. decoder_gallery:
+    scenes that the decoder is, one example of each task, every `decoder_evaluate_every` steps:
+    writing takes a pass a token, and of 200 the standard error of a share, at most 3.5 points,
+    shows which tasks have been learned. Picture side, context and vocabulary of `model` are
+    replaced by those of `data` and of the trained tokenizer. Without `model.fusion` there are no
+    second and third stage, without `model.image_tokens` no fourth and no drawing, without
+    `model.decoder` no fifth. With one of them, but 0 steps of it, it is that of a model that the
+    training begins on, and stays as it is.
     """
 
     steps: int = 3600
     cycles: tuple[int, ...] = (2, 1)
-    fusion_steps: int = 8000
+    fusion_steps: int = 14000
+    fusion_cycles: tuple[int, ...] = (4, 3)
     fusion_batch: int = 32
-    fusion_per_joint: int = 100
+    fusion_per_joint: int = 35
+    joint_rounds: int = 10
     joint_batch: int = 512
     image_token_steps: int = 5000
     image_token_batch: int = 8
@@ -85,7 +94,9 @@ class TrainSettings:
     )
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(
-            decoder=DecoderConfig(), image_tokens=ImageTokensConfig()
+            fusion=FusionConfig(residual_of_vectors=True),
+            decoder=DecoderConfig(),
+            image_tokens=ImageTokensConfig(),
         )
     )
     examples: Mapping[str, float] = field(
@@ -94,13 +105,15 @@ class TrainSettings:
     pictures: Mapping[str, int] = field(default_factory=lambda: {"sentiment": 16})
 
     def __post_init__(self) -> None:
-        if not self.cycles or min(self.cycles) < 1:
-            raise ValueError(f"cycles {self.cycles}: expected one or more of 1 or more")
+        for name, cycles in (("cycles", self.cycles), ("fusion_cycles", self.fusion_cycles)):
+            if not cycles or min(cycles) < 1:
+                raise ValueError(f"{name} {cycles}: expected one or more of 1 or more")
 
     @property
     def joint_steps(self) -> int:
-        """Steps of the third stage."""
-        return self.fusion_steps // self.fusion_per_joint if self.model.fusion else 0
+        """Steps of the third stage; 0 without a second."""
+        batches = self.fusion_steps // self.fusion_per_joint if self.model.fusion else 0
+        return batches * self.joint_rounds
 
     @property
     def all_steps(self) -> int:

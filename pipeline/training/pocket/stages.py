@@ -4,10 +4,11 @@ Align before fuse (Li et al., ALBEF, 2021). First the towers are trained: a step
 pictures once and two captions of each; its loss is the mean InfoNCE of both plus those of the
 probes (objective.py). Then the towers are frozen, and fusion and matching are trained on top of
 them: the vectors of a picture or of a text alone no longer change, and a step costs no backward
-pass through the towers. The joint vector begins as the best weighted mean; what it adds to that is
-trained alone, on large batches; then matching is calibrated, and a joint vector that does not beat
-the mean becomes it. Then image tokens are trained (image_tokens.py). Last, a decoder is
-trained on all of this to write, and to draw, what each task asks for.
+pass through the towers. The joint vector begins as the best weighted mean; what it adds to that,
+one matrix, is trained alone, on large batches that go through the model once and are kept; then
+matching is calibrated, and a joint vector that does not beat the mean becomes it. Then image tokens
+are trained (image_tokens.py). Last, a decoder is trained on all of this to write, and to draw, what
+each task asks for.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ class Stage:
     begins as the best weighted mean; 0: it goes on. calibrated: scenes that calibrate matching at
     the end, and of the galleries that the joint vector has to win on; 0 for none of this. rate: the
     highest learning rate of the stage, as a multiple of the settings'. cycles: relative lengths of
-    those in which the rate and the weights of losses go from their start to their end.
+    those in which the rate and the weights of losses go from their start to their end. keep: makes
+    of a batch what stays the same while the stage learns, and is what its losses are of; rounds:
+    how often the stage goes through what it keeps. It has no checkpoint before its end.
     """
 
     name: str
@@ -106,6 +109,8 @@ class Stage:
     calibrated: int = 0
     rate: float = 1.0
     cycles: tuple[int, ...] = (1,)
+    rounds: int = 1
+    keep: Callable[[Objective, Any, torch.Generator], Any] | None = None
 
     def cycle_at(self, step: int) -> tuple[int, int]:
         """Of a step of the stage: how many of its cycle come before it, and how many a cycle has
@@ -165,7 +170,10 @@ def _fusion_stages(settings: TrainSettings) -> tuple[Stage, ...]:
         RESIDUAL,
         Objective.joint_losses,
         {"joint": LossWeight(1.0)},
+        begins_joint=settings.calibrated,
         calibrated=settings.calibrated,
+        rounds=settings.joint_rounds,
+        keep=Objective.joint_features,
     )
     fusion = Stage(
         "fusion",
@@ -177,6 +185,7 @@ def _fusion_stages(settings: TrainSettings) -> tuple[Stage, ...]:
         dict.fromkeys(FUSION_LOSSES, LossWeight(settings.match))
         | {"joint": LossWeight(settings.joint)},
         begins_joint=settings.calibrated,
+        cycles=settings.fusion_cycles,
         calibrated=0 if joint.steps else settings.calibrated,
     )
     return (fusion, joint) if joint.steps else (fusion,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from chiasm.pipeline.model.checkpoint import (
     tensors_in_code,
     tensors_in_files,
 )
+from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.training.optim import without_prefix
@@ -140,3 +141,11 @@ def _flag(name: str, value: Any) -> str:
     if value is None:
         return f"leave out {CONDITIONS[name]}"
     return f"give {CONDITIONS[name]} " + ("as then" if name == "towers" else str(value))
+
+
+def shapes_of(names: Sequence[str], config: ModelConfig) -> list[Any]:
+    """The settings that shape the tensors of these names."""
+    parts = {name.split(".")[0] for name in names}
+    kept = [getattr(config, name) for name in ("fusion", "decoder") if name in parts]
+    tokens = config.image_tokens if {"decoder", "image_tokens"} & parts else None
+    return [config.image, config.text, config.dim, tokens, *kept]

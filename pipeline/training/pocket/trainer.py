@@ -6,7 +6,7 @@ others at the moving average of the stages before. The weights that ship are the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from torch.func import functional_call
 
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_model, require_finite_tensors, save_model
-from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.inference import match_pairs
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.preprocess import to_pixels
@@ -54,6 +53,7 @@ from chiasm.pipeline.training.pocket.state import (
     average_of,
     digest_of,
     read_state,
+    shapes_of,
     write_state,
 )
 
@@ -139,6 +139,22 @@ class Training:
 
     def backward(self, batch: Any) -> dict[str, float]:
         """The gradients of a batch, averaged over all processes. -> its losses, averaged too."""
+        losses = self._passed(self.stage.losses, batch)
+        total = self.stage.total(losses, self.progress)
+        self.optimiser.backward(total)
+        means = mean_over_processes(torch.stack([total, *losses.values()])).tolist()
+        found = dict(zip(["loss", *losses], means, strict=True))
+        require_finite(found, self._next_step, self._after_failure)
+        return found
+
+    @torch.no_grad()
+    def keep(self, batch: Any) -> Any:
+        """What the stage keeps of a batch."""
+        assert self.stage.keep is not None
+        return self._passed(self.stage.keep, batch)
+
+    def _passed(self, made: Callable[[Objective, Any, torch.Generator], Any], batch: Any) -> Any:
+        """What the objective makes of a batch."""
         # Weights are kept in float32 and rounded for each pass: autocast would go back to float32
         # at every norm, which costs a CPU time. A scalar is not worth rounding.
         dtype = PRECISIONS[self.precision]
@@ -149,13 +165,7 @@ class Training:
         # What one process drops another keeps.
         seed = self.settings.data.seed + rank_and_world_size()[0] * SEED_STRIDE
         generator = torch.Generator().manual_seed(seed * 10**9 + self.step)
-        losses = functional_call(self.objective, rounded, (self.stage.losses, batch, generator))
-        total = self.stage.total(losses, self.progress)
-        self.optimiser.backward(total)
-        means = mean_over_processes(torch.stack([total, *losses.values()])).tolist()
-        found = dict(zip(["loss", *losses], means, strict=True))
-        require_finite(found, self._next_step, self._after_failure)
-        return found
+        return functional_call(self.objective, rounded, (made, batch, generator))
 
     def apply(self) -> float:
         """Update weights and average by the gradients, and go on to the next step or stage. -> the
@@ -305,7 +315,7 @@ class Training:
                 do="leave out --fusion-steps 0, --image-token-steps 0 or --decoder-steps 0",
             )
         names = [name for name in self.ema.tensors if not f"model.{name}".startswith(later)]
-        if _shapes(names, self.config) != _shapes(names, model.config):
+        if shapes_of(names, self.config) != shapes_of(names, model.config):
             raise UsageError(
                 f"--towers {folder}",
                 expected="towers of this preset's shapes",
@@ -333,11 +343,3 @@ class Training:
         self.objective.load_state_dict(without_prefix(tensors, "weights."))
         self.ema.load(without_prefix(tensors, "average."))
         self.optimiser.load(without_prefix(tensors, "optimiser."))
-
-
-def _shapes(names: Sequence[str], config: ModelConfig) -> list[Any]:
-    """The settings that shape the tensors of these names."""
-    parts = {name.split(".")[0] for name in names}
-    kept = [getattr(config, name) for name in ("fusion", "decoder") if name in parts]
-    tokens = config.image_tokens if {"decoder", "image_tokens"} & parts else None
-    return [config.image, config.text, config.dim, tokens, *kept]
