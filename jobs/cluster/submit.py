@@ -3,6 +3,7 @@ there."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -22,6 +23,8 @@ from chiasm.pipeline.storage import require_no_credentials
 if TYPE_CHECKING:
     from ray.job_submission import JobStatus, JobSubmissionClient
 
+# They warn of files above 10 MiB, as the weights that ship are; our own line names the largest.
+PACKING_LOGGERS = "ray._private.runtime_env.packaging", "ray.dashboard.modules.dashboard_sdk"
 POLL_SECONDS = 1.0
 AGENT_SECONDS = 60.0
 
@@ -85,6 +88,8 @@ def entrypoint(command: Sequence[str]) -> str:
 def _start(client: JobSubmissionClient, entrypoint: str, folder: str) -> str:
     """Hand the job over. A cluster that has just begun answers before it can take one: wait for
     it."""
+    for name in PACKING_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     deadline = time.monotonic() + AGENT_SECONDS
     while True:
         try:
