@@ -280,7 +280,7 @@ def test_the_loss_of_the_last_stage_by_brute_force():
     query = model.encode_text(torch.from_numpy(batch.captions[1].ids))[1]
     e = (model.scale * query @ torch.cat(joint).T).exp().double().numpy()
     right = (e * batch.captions[1].also_true).sum(1)
-    assert found == pytest.approx(-np.log(right / e.sum(1)).mean(), rel=1e-2)  # kept as float16
+    assert found == pytest.approx(-np.log(right / e.sum(1)).mean(), rel=2e-3)  # kept as float16
 
 
 class FactsEncoder(BaseEncoder):

@@ -97,8 +97,8 @@ def _require_fit(Q: Tensor, K: Tensor, V: Tensor, num_heads: int, mask: Tensor |
 
 def _slow_when_fused(query: Tensor) -> bool:
     """On CPUs the fused kernel's bfloat16 backward takes 4.5 times as long as the formula itself
-    (torch 2.13, 256 x 81 tokens), and its forward 3 times as long for one query, as of a token that
-    is being written (64 x 36 tokens); of more queries the forward alone is fine."""
+    (torch 2.13, 256 x 81 tokens), and its forward two to four times as long for one query, as of a
+    token that is being written (64 x 36 tokens); of more queries the forward alone is fine."""
     training = torch.is_grad_enabled() and query.requires_grad
     slow = training or query.shape[2] == 1
     return slow and query.device.type == "cpu" and query.dtype == torch.bfloat16
