@@ -54,7 +54,7 @@ from chiasm.pipeline.scenes.samples import COMPLETE
 from chiasm.pipeline.scenes.words import plan, render_caption
 from chiasm.pipeline.scenes.world import COLOURS, KINDS, Scene, gallery
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
-from tests.support.encoding import encode_images, encode_joint, preprocess
+from tests.support.encoding import encode_images, preprocess
 
 RESULT = Path(__file__).parent / "results" / "nothing_matches.json"
 RATE = 0.05
@@ -146,19 +146,18 @@ DEVELOPED_KINDS = ("star", "moon", "tree", "house", "boat", "fish", "car", "cat"
 
 
 class Gallery:
-    """Rows with what a collection has of them, and captions to ask by. vectors, joint: (N, D);
-    known: captions of each row, with vectors (N, n, D); queries, query_vectors: other ones.
+    """Rows with what a collection has of them, and captions to ask by. vectors: (N, D); known:
+    captions of each row, with vectors (N, n, D); queries, query_vectors: other ones.
     indexed_caption: whether a row's first caption is in its vector."""
 
     def __init__(
         self,
         vectors: np.ndarray,
-        joint: np.ndarray | None,
         captions: list[list[str]],
         caption_vectors: np.ndarray,
         indexed_caption: bool,
     ) -> None:
-        self.vectors, self.joint_vectors, self.indexed_caption = vectors, joint, indexed_caption
+        self.vectors, self.indexed_caption = vectors, indexed_caption
         self.known, self.queries = (
             [row[:KNOWN] for row in captions],
             [r[KNOWN:] for r in captions],
@@ -207,23 +206,16 @@ class Collection:
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield self.positions, self.vectors
 
-    def joint(self, positions: Sequence[int]) -> np.ndarray | None:
-        joint = self.gallery.joint_vectors
-        return None if joint is None else joint[self.rows[positions]]
-
     def answers(self, calibration: Calibration, queries: Sequence[tuple[int, int]]) -> np.ndarray:
         """Best score and p-value of each query (row, number of its caption): (Q, 2)."""
         xq = np.stack([self.gallery.query_vectors[query] for query in queries])
         found = []
-        for query, vector, scores, top in zip(
-            queries, xq, *self.search(xq, CALIBRATED_HITS), strict=True
-        ):
+        found_rows = self.search(xq, CALIBRATED_HITS)
+        for query, scores, top in zip(queries, *found_rows, strict=True):
             captions = self.captions(top.tolist()).values()
             named = calibration.named(list(itertools.chain(*captions)))
-            joint = self.joint(top.tolist())
-            other = np.zeros(len(top)) if joint is None else joint @ vector
             weights = calibration.weights(self.gallery.queries[query[0]][query[1]])
-            p = calibration.p_value(features(scores, named, weights, other))
+            p = calibration.p_value(features(scores, named, weights))
             found.append((scores[0], p))
         return np.array(found)
 
@@ -267,7 +259,7 @@ def scenes(count: int, developed: bool, every: int, work: Path | None) -> dict[s
     name = f"scenes-{seed}-{count}-{encoder.fingerprint[:12]}"
     made = kept(work, name, lambda: _scene_vectors(encoder, drawn, captions))
     vectors = made["texts"].reshape(count, 6, -1)
-    rows = Gallery(made["images"], made["joint"], captions, vectors, indexed_caption=False)
+    rows = Gallery(made["images"], captions, vectors, indexed_caption=False)
     rng = random.Random(seed)
     kinds = [kind for kind in KINDS if (kind in DEVELOPED_KINDS) == developed]
     pairs = [(kind, colour) for kind in kinds for colour in rng.sample(COLOURS, 2)]
@@ -300,7 +292,7 @@ def photographs(
 
     digest = hashlib.blake2b(json.dumps([model, texts]).encode(), digest_size=6).hexdigest()
     vectors = kept(work, f"photos-{digest}", encode)["texts"].reshape(len(texts), 5, -1)
-    rows = Gallery(vectors[:, 0], None, texts, vectors, indexed_caption=True)
+    rows = Gallery(vectors[:, 0], texts, vectors, indexed_caption=True)
     by_topic = {}
     topics = list((DEVELOPED if developed else REPORTED).items())[::every]
     for number, (name, pattern) in enumerate(topics):
@@ -407,15 +399,13 @@ def _texts(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
 def _scene_vectors(
     encoder: Encoder, drawn: Sequence[Scene], captions: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Vectors (N, D) of the pictures and of the pairs with their first captions; of all captions as
-    queries."""
-    images, joint = [], []
-    for some in _batched(range(len(drawn)), 64):
-        pixels = [preprocess(encoder, picture(drawn[i])) for i in some]
-        images.append(encode_images(encoder, pixels))
-        joint.append(encode_joint(encoder, pixels, [captions[i][0] for i in some]))
+    """Vectors (N, D) of the pictures; of all captions as queries."""
+    images = [
+        encode_images(encoder, [preprocess(encoder, picture(scene)) for scene in some])
+        for some in _batched(drawn, 64)
+    ]
     texts = _texts(encoder, list(itertools.chain(*captions)))
-    return {"images": np.concatenate(images), "joint": np.concatenate(joint), "texts": texts}
+    return {"images": np.concatenate(images), "texts": texts}
 
 
 if __name__ == "__main__":

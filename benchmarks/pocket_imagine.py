@@ -1,15 +1,14 @@
 """How well a model draws captions: judged by another model, and by the pixels.
 
     python -m benchmarks.pocket_imagine --model pocket:DIR --judge pocket:DIR_OF_ANOTHER_SEED
-    python -m benchmarks.pocket_imagine --model pocket:DIR --judge ... --temperature 1 --sheet X.png
+    python -m benchmarks.pocket_imagine --judge pocket:DIR --candidates 1 --sheet X.png
 
-Of 500 captions, five galleries of 100 with twins, some of them of combinations that training has
-never seen: how often the drawn picture finds its own caption first, beside what the judge gives
-true pictures, and how often background, colours and places agree
+Drawn as `chiasm imagine` does. Of 500 captions, five galleries of 100 with twins, some of them of
+combinations that training has never seen: how often the drawn picture finds its own caption first,
+beside what the judge gives true pictures, and how often background, colours and places agree
 (pipeline/training/pocket/evaluate_imagine.py). Prints JSON and writes
 benchmarks/results/pocket_imagine.json; with --sheet a contact sheet, the true picture left of the
-drawn one.
-"""
+drawn one."""
 
 from __future__ import annotations
 
@@ -50,7 +49,8 @@ def main() -> None:
     parser.add_argument("--judge", required=True)
     parser.add_argument("--seed", type=int, nargs="+", default=[9501, 9502, 9503, 9504, 9505])
     parser.add_argument("--world", choices=list(WORLDS), default="world 2")
-    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: the most probable codes")
+    parser.add_argument("--candidates", type=int, help="the model's own number where none is given")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--to", type=Path, default=RESULT)
@@ -60,10 +60,9 @@ def main() -> None:
     require_task(answerer, "imagine")
     sampling = Sampling(given.temperature) if given.temperature else None
     started = time.perf_counter()
-    drawn = [
-        draw_gallery(answerer, seed, WORLDS[given.world], GenerateSettings(sampling=sampling))
-        for seed in given.seed
-    ]
+    candidates = given.candidates if sampling else 1
+    generate = GenerateSettings(sampling=sampling, candidates=candidates)
+    drawn = [draw_gallery(answerer, seed, WORLDS[given.world], generate) for seed in given.seed]
     seconds = time.perf_counter() - started
     judged = [measure_drawings(drawings, encoder) for drawings in drawn]
     counts = [len(drawings.texts) for drawings in drawn]
@@ -79,6 +78,7 @@ def main() -> None:
         "seeds": given.seed,
         "captions": sum(counts),
         "temperature": given.temperature,
+        "candidates": given.candidates,
         **means,
         "of_true": means["r1"] / max(means["true_r1"], 1e-9),
         "standard_errors": {

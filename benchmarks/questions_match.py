@@ -37,7 +37,7 @@ from chiasm.pipeline.scenes.questions import question_text
 from chiasm.pipeline.scenes.samples import COMPLETE
 from chiasm.pipeline.scenes.words import plan, render_caption
 from chiasm.pipeline.scenes.world import COLOURS, KINDS, Scene, gallery
-from tests.support.encoding import encode_images, encode_joint, preprocess
+from tests.support.encoding import encode_images, preprocess
 
 RESULT = Path(__file__).parent / "results" / "questions_match.json"
 RATE = 0.05
@@ -79,13 +79,8 @@ def _gallery(
         rng = random.Random(f"questions match {SEED} {number}")
         captions.append([render_caption(plan(scene, rng, c), rng, language) for c in COMPLETE])
     texts = _texts(encoder, list(itertools.chain(*captions))).reshape(len(drawn), 3, -1)
-    images, joint = [], []
-    for some in _batched(range(len(drawn)), 64):
-        images.append(encode_images(encoder, [pixels[i] for i in some]))
-        firsts = [captions[i][0] for i in some]
-        joint.append(encode_joint(encoder, [pixels[i] for i in some], firsts))
-    images, joint = np.concatenate(images), np.concatenate(joint)
-    return Gallery(images, joint, captions, texts, indexed_caption=False)
+    images = np.concatenate([encode_images(encoder, some) for some in _batched(pixels, 64)])
+    return Gallery(images, captions, texts, indexed_caption=False)
 
 
 def _left_out(
@@ -140,14 +135,10 @@ def _answered(
     answered, first = [], []
     texts = [way(text) for text, _, _ in (*nothing, *here)]
     xq = _texts(encoder, texts)
-    for text, vector, scores, top in zip(
-        texts, xq, *collection.search(xq, CALIBRATED_HITS), strict=True
-    ):
+    for text, scores, top in zip(texts, *collection.search(xq, CALIBRATED_HITS), strict=True):
         captions = itertools.chain(*collection.captions(top.tolist()).values())
-        other = collection.joint(top.tolist())
-        assert other is not None
         named = calibration.named(list(captions))
-        found = features(scores, named, calibration.weights(text), other @ vector)
+        found = features(scores, named, calibration.weights(text))
         answered.append(calibration.p_value(found) <= RATE)
         first.append(drawn[collection.rows[top[0]]])
     has = [_has(scene, *one[1:]) for one, scene in zip(here, first[len(nothing) :], strict=True)]

@@ -83,7 +83,7 @@ def retrieve_from(
     for number, query in enumerate(queries):
         if query.calibrated:
             with clock.stage("calibrate"):
-                absent[number] = p_absent(query, xq[number], hits[number], collection)
+                absent[number] = p_absent(query, hits[number], collection)
     if any(query.hybrid for query in queries):
         with clock.stage("keywords"):
             hits = fuse_keywords(queries, xq, hits, collection)

@@ -137,6 +137,15 @@ def test_another_family_is_refused_by_name():
             lambda: GenerateSettings(beams=2, sampling=Sampling()),
             "beams: expected 1 with sampling, found 2",
         ),
+        (lambda: GenerateSettings(candidates=0), "candidates: expected 1 or more, found 0"),
+        (
+            lambda: GenerateSettings(candidates=2),
+            "candidates: expected 1 without sampling, found 2",
+        ),
+        (
+            lambda: GenerateSettings(sampling=Sampling(), candidates=257),
+            "candidates: expected at most 256, found 257",
+        ),
     ],
 )
 def test_settings_out_of_bounds_are_refused(make, line):

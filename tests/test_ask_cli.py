@@ -379,17 +379,18 @@ def test_pictures_are_drawn_into_a_file_or_a_folder(parrot, pictures, stdin, cap
             "language 'fr': expected one of en, zh",
         ),
         (
-            lambda: imagine(["fine"], "drawn.png", "parrot", 2, 1.0),
-            "imagine: expected --beams, for the most probable picture, or --temperature, for one "
-            "at random, found both; leave one out",
+            lambda: imagine(["fine"], "drawn.png", "parrot", 2, 0.0),
+            "--temperature 0: expected one picture, of which nothing is drawn at random, found "
+            "--candidates 2; leave out --temperature 0, or what stands beside it",
         ),
         (
             lambda: imagine(["fine"], "drawn.png", "parrot", temperature=1e-9),
             "temperature: expected a finite number, 0.001 or more, found 1e-09",
         ),
         (
-            lambda: imagine(["fine"], "drawn.png", "parrot", seed=3),
-            "--seed: expected --temperature beside it; add --temperature 1",
+            lambda: imagine(["fine"], "drawn.png", "parrot", 2, temperature=0.0, seed=3),
+            "--temperature 0: expected one picture, of which nothing is drawn at random, found "
+            "--seed 3 and --candidates 2; leave out --temperature 0, or what stands beside it",
         ),
         (
             lambda: imagine(["fine"], " ", "parrot"),

@@ -212,6 +212,7 @@ EARLIER = {
     ("fusion", "bounded_residual"): False,
     ("fusion", "residual_of_vectors"): False,
     ("decoder", "grounding"): 0,
+    ("decoder", "reads_fused"): False,
 }
 
 

@@ -19,12 +19,14 @@ from chiasm.pipeline.encoders import (
     Sampling,
     load_answerer,
     load_encoder,
+    pocket_answerer,
 )
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.model import checkpoint
 from chiasm.pipeline.model.checkpoint import load_config, load_model, load_state, save_model
 from chiasm.pipeline.model.config import (
     DecoderConfig,
+    FusionConfig,
     ImageConfig,
     ImageTokensConfig,
     ModelConfig,
@@ -65,7 +67,20 @@ RUN = TrainSettings(
 def drawing(tmp_path_factory):
     """A training that has learned to draw the pictures of one batch, the batch, and the folder of
     the model."""
-    run = replace(RUN, steps=0, image_token_steps=0, decoder_steps=80, decoder_batch=5)
+    fused = replace(
+        MODEL,
+        fusion=FusionConfig(width=16, depth=1, heads=2),
+        decoder=replace(MODEL.decoder, reads_fused=True),
+    )
+    run = replace(
+        RUN,
+        model=fused,
+        steps=0,
+        fusion_steps=0,
+        image_token_steps=0,
+        decoder_steps=80,
+        decoder_batch=5,
+    )
     tokenizer = tokenizer_of(run)
     training = Training(run, torch.device("cpu"), tokenizer)
     tokens = training.objective.model.image_tokens
@@ -121,7 +136,8 @@ def test_the_loss_is_that_of_each_code_alone(drawing):
     model, tokenizer = load_model(folder)
     decoder, tokens = model.decoder, model.image_tokens
     assert decoder is not None and tokens is not None
-    training = Training(replace(RUN, steps=0, image_token_steps=0), torch.device("cpu"), tokenizer)
+    run = replace(RUN, steps=0, fusion_steps=0, image_token_steps=0, model=model.config)
+    training = Training(run, torch.device("cpu"), tokenizer)
     training.objective.model.load_state_dict(model.state_dict())
     found = training.objective.decoder_losses(batch, torch.Generator())["imagine"]
     first, count = decoder.ids.range("codes")
@@ -129,6 +145,7 @@ def test_the_loss_is_that_of_each_code_alone(drawing):
     logs = []
     for row, example in enumerate(batch.tasks["imagine"].examples):
         text = model.text_modality(torch.from_numpy(tokenizer.batch([example.source], 48)))
+        text = model.source(text, None)
         ids = [decoder.ids.prefix("imagine")]
         for code in tokens.encode(torch.from_numpy(batch.pixels[row : row + 1]))[0].tolist():
             hidden, _ = decoder(torch.tensor([ids]), decoder.start(text, None), "codes")
@@ -158,6 +175,54 @@ def test_drawn_codes_are_of_the_seed_and_of_pictures_alone(drawing):
     both = drawn(requests, 1)
     assert both == drawn(requests, 1) == drawn(requests[:1], 1) + drawn(requests[1:], 1)
     assert len({*both, *drawn(requests, 2), *drawn(requests, 3)}) >= 3
+
+
+def at_random(answerer, texts, candidates, seed):
+    settings = GenerateSettings(sampling=Sampling(3.0, seed=seed), candidates=candidates)
+    return answerer.answer([Request("imagine", text=text) for text in texts], settings)
+
+
+@torch.no_grad()
+def test_of_candidates_the_one_that_matches_best_is_kept(drawing, monkeypatch):
+    """The second route: each candidate drawn alone by its own seed, each pair matched alone."""
+    batch, _, folder = drawing
+    model, tokenizer = load_model(folder)
+    assert model.matching is not None
+    # Pictures that an untrained matching tells apart.
+    model.matching.conflict.weight.normal_(generator=torch.Generator().manual_seed(1))
+    save_model(folder / "matching", model.state_dict(), model.config, tokenizer)
+    answerer = load_answerer(f"pocket:{folder}/matching", PLAIN)
+    texts = [example.source for example in batch.tasks["imagine"].examples[:2]]
+    kept = at_random(answerer, texts, 4, seed=2**63 - 2)  # the next one is the least there is
+    seeds = [2**63 - 2, 2**63 - 1, -(2**63), -(2**63) + 1]
+    for text, reply in zip(texts, kept, strict=True):
+        drawn = [at_random(answerer, [text], 1, seed)[0] for seed in seeds]
+        pixels = torch.from_numpy(np.stack([one.image for one in drawn])).permute(0, 3, 1, 2)
+        ids = torch.from_numpy(tokenizer.batch([text] * 4, 48))
+        logits = model.match(model.text_modality(ids), model.image_modality(pixels)).logit
+        first, second = logits.topk(2).values.tolist()
+        assert first - second > 1e-4  # no tie
+        best = drawn[int(logits.argmax())]
+        assert np.array_equal(reply.image, best.image)
+        assert reply.confidence == pytest.approx(best.confidence, rel=1e-4)
+    monkeypatch.setattr(pocket_answerer, "BLOCK", 5)  # of eight rows, four at a time
+    for one, other in zip(kept, at_random(answerer, texts, 4, 2**63 - 2), strict=True):
+        assert np.array_equal(one.image, other.image)
+
+
+def test_a_model_that_does_not_match_draws_one_candidate(whole):
+    answerer = load_answerer(f"pocket:{whole[0]}", PLAIN)
+    assert at_random(answerer, ["a boat"], 1, 0)[0].image is not None
+    (by_default,) = at_random(answerer, ["a boat"], None, 0)
+    assert np.array_equal(by_default.image, at_random(answerer, ["a boat"], 1, 0)[0].image)
+    with pytest.raises(UsageError, match="expected one that matches, to choose among candidates"):
+        at_random(answerer, ["a boat"], 2, 0)
+
+
+def test_nothing_is_chosen_where_nothing_is_drawn_at_random(tmp_path):
+    for more in ({"seed": 1}, {"candidates": 2}):
+        with pytest.raises(UsageError, match=r"^--temperature 0: expected one picture, of which"):
+            imagine(["a boat"], str(tmp_path / "boat.png"), temperature=0.0, **more)
 
 
 class Killed(BaseException):
@@ -257,16 +322,17 @@ def test_the_shapes_of_image_tokens_are_saved_and_checked(tmp_path, whole):
 def test_the_command_writes_the_picture(drawing, tmp_path, capsys):
     _, _, folder = drawing
     path = tmp_path / "boat.png"
-    imagine(["a red boat"], str(path), f"pocket:{folder}", as_json=True, device="cpu")
+    greedy = {"temperature": 0.0, "device": "cpu"}
+    imagine(["a red boat"], str(path), f"pocket:{folder}", as_json=True, **greedy)
     found = json.loads(capsys.readouterr().out)
     assert found["answer"] == str(path) and 0 < found["confidence"] <= 1
     with Image.open(path) as image:
         assert (image.size, image.mode, image.format) == ((36, 36), "RGB", "PNG")
-        greedy = image.tobytes()
+        likeliest = image.tobytes()
     for seed in (1, 2):
-        imagine(["a red boat"], str(path), f"pocket:{folder}", temperature=30.0, seed=seed)
+        imagine(["a red boat"], str(path), f"pocket:{folder}", 1, temperature=30.0, seed=seed)
         with Image.open(path) as image:
-            assert image.tobytes() != greedy
+            assert image.tobytes() != likeliest
 
 
 def test_drawings_are_judged_by_another_model_and_by_their_pixels(monkeypatch):

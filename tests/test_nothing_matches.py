@@ -103,15 +103,12 @@ class Drawn:
     def blocks(self):
         yield self.positions, self.vectors
 
-    def joint(self, positions):
-        return None
-
     def p_values(self, calibration, queries):
         found = []
         for text, scores, top in zip(queries, *self.search(vectors_of(queries), 10), strict=True):
             named = calibration.named([one for at in top for one in self.texts[at]])
             weights = calibration.weights(text)
-            found.append(calibration.p_value(features(scores, named, weights, np.zeros(10))))
+            found.append(calibration.p_value(features(scores, named, weights)))
         return np.array(found)
 
 
@@ -178,12 +175,12 @@ def calibrated_of(background):
 
 def test_a_higher_score_and_a_word_that_is_named_never_raise_the_p_value():
     rng = np.random.default_rng(6)
-    signs = np.array([1, 1, -1, -1, 1, 1])
-    present = signs * rng.normal(1.0, 1.0, (300, 6))
-    absent = signs * rng.normal(-1.0, 1.0, (300, 6))
+    signs = np.array([1, 1, -1, -1])
+    present = signs * rng.normal(1.0, 1.0, (300, 4))
+    absent = signs * rng.normal(-1.0, 1.0, (300, 4))
     calibration = fit(present, absent, absent)
     for feature, sign in ((0, 1), (2, -1), (3, -1)):
-        steps = np.zeros((50, 6))
+        steps = np.zeros((50, 4))
         steps[:, feature] = sign * np.linspace(-6, 6, 50)
         ordered = [calibration.p_value(step) for step in steps]
         assert ordered == sorted(ordered, reverse=True)
@@ -255,7 +252,7 @@ def test_fewer_rows_than_hits():
     gone, none = exact_hits(background.blocks(), vectors_of([word]), [0], variants)
     assert gone[1][0, :1].tolist() == [1] and (gone[1][0, 1:] == -1).all()
     assert (none[1] == -1).all() and np.isinf(none[0]).all()
-    assert features(np.zeros(0), (), {"a": 2.0, "a b": 3.0}, np.zeros(0))[2:4].tolist() == [2, 3]
+    assert features(np.zeros(0), (), {"a": 2.0, "a b": 3.0})[2:].tolist() == [2, 3]
 
 
 def test_words_are_drawn_as_often_as_neighbours_agree_on_them():
@@ -310,6 +307,13 @@ def test_a_calibration_is_read_back_and_a_damaged_one_is_refused(drawn):
     ):
         with pytest.raises(CollectionError, match=r"^c: expected"):
             Calibration.from_json(json.dumps(fields | damage).encode(), "c", "")
+
+
+def test_a_calibration_of_an_earlier_release_is_made_anew(drawn):
+    """Schema 1 had six features; a search must not fail at it, nor read its weights as ours."""
+    fields = json.loads(drawn[1].to_json())
+    earlier = fields | {"schema": 1, "absence": [1.0] * 6, "likeness": [1.0] * 6}
+    assert Calibration.from_json(json.dumps(earlier).encode(), "c", "") is None
 
 
 def test_an_answer_without_a_calibration_and_a_rate_that_is_none_are_refused():

@@ -17,7 +17,13 @@ from chiasm.pipeline.encoders import (
 )
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_model, save_model
-from chiasm.pipeline.model.config import DecoderConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.config import (
+    DecoderConfig,
+    FusionConfig,
+    ImageConfig,
+    ModelConfig,
+    TextConfig,
+)
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.tasks import as_written
 from chiasm.pipeline.model.tokenizer import END, Tokenizer, train
@@ -28,8 +34,8 @@ CONFIG = ModelConfig(
     ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
     TextConfig(vocabulary=len(WORDS), context=12, width=16, depth=1, heads=2),
     dim=8,
-    fusion=None,
-    decoder=DecoderConfig(width=16, depth=2, heads=2, context=8),
+    fusion=FusionConfig(width=16, depth=1, heads=2),
+    decoder=DecoderConfig(width=16, depth=2, heads=2, context=8, reads_fused=True),
 )
 
 
@@ -75,7 +81,8 @@ def slow(folder, request, steps):
         text = network.text_modality(ids)
     tokens, total = [decoder.ids.prefix(request.task, request.language)], 0.0
     while len(tokens) <= steps:
-        state = decoder.start(text, network.image_modality(pixels))
+        image = network.image_modality(pixels)
+        state = decoder.start(text and network.source(text, image), image)
         hidden, _ = decoder(torch.tensor([tokens]), state)
         logs = decoder.logits(hidden[0, -1], "text").log_softmax(-1)
         tokens.append(int(logs.argmax()))
@@ -108,7 +115,8 @@ def first_log_probabilities(folder, request):
     ids = torch.from_numpy(tokenizer.batch([request.text], CONFIG.text.context))
     image = network.image_modality(torch.from_numpy(request.image)[None])
     prefix = torch.tensor([[decoder.ids.prefix(request.task, request.language)]])
-    hidden, _ = decoder(prefix, decoder.start(network.text_modality(ids), image))
+    source = network.source(network.text_modality(ids), image)
+    hidden, _ = decoder(prefix, decoder.start(source, image))
     return decoder.logits(hidden[0, -1], "text").double().log_softmax(-1).numpy(), tokenizer
 
 

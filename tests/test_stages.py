@@ -295,7 +295,7 @@ def test_each_cycle_of_a_stage_has_the_rates_of_a_training_of_its_length():
         assert (long.progress, long.learning_rate_factor) == rates[step - 3]
 
 
-@pytest.mark.parametrize("name", ["cycles", "fusion_cycles"])
+@pytest.mark.parametrize("name", ["cycles", "fusion_cycles", "decoder_cycles"])
 @pytest.mark.parametrize("cycles", [(), (0,), (2, 0), (1, -1)])
 def test_cycles_without_a_length_are_refused(name, cycles):
     with pytest.raises(ValueError, match=rf"^{name} .*: expected one or more of 1 or more$"):
@@ -306,6 +306,12 @@ def test_fusion_has_cycles_of_its_own():
     _towers, fusion, *_ = stages_of(replace(RUN, fusion_steps=7, fusion_cycles=(4, 3)))
     assert fusion.name == "fusion"
     assert [fusion.cycle_at(step) for step in (0, 3, 4, 6)] == [(0, 4), (3, 4), (0, 3), (2, 3)]
+
+
+def test_the_decoder_has_cycles_of_its_own():
+    decoder = stages_of(TrainSettings(decoder_steps=7, decoder_cycles=(4, 3)))[-1]
+    assert decoder.name == "decoder"
+    assert [decoder.cycle_at(step) for step in (0, 3, 4, 6)] == [(0, 4), (3, 4), (0, 3), (2, 3)]
 
 
 @pytest.mark.parametrize(

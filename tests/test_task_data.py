@@ -12,6 +12,7 @@ import torch
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.config import (
     DecoderConfig,
+    FusionConfig,
     ImageConfig,
     ImageTokensConfig,
     ModelConfig,
@@ -60,7 +61,8 @@ from chiasm.pipeline.training.pocket.trainer import Training
 
 CODES = ImageTokensConfig(side=36, stride=12, width=16, depth=(1, 1))
 RUN = TrainSettings(
-    steps=0, decoder_steps=60, decoder_batch=4, examples={"ask": 2, "caption": 1, "translate": 1},
+    steps=0, fusion_steps=0, decoder_steps=60, decoder_batch=4,
+    examples={"ask": 2, "caption": 1, "translate": 1},
     pictures={"sentiment": 2}, corpus=60, warmup=0.1, learning_rate=3e-3,
     decoder_gallery=16,
     data=DataSettings(seed=3, side=36, context=48, world="world 2"),
@@ -68,8 +70,8 @@ RUN = TrainSettings(
         ImageConfig(side=36, stem=(8, 8), width=32, depth=1, heads=2),
         TextConfig(vocabulary=900, context=48, width=32, depth=1, heads=2),
         dim=16,
-        fusion=None,
-        decoder=DecoderConfig(width=48, depth=1, heads=3, context=64),
+        fusion=FusionConfig(width=16, depth=1, heads=2),
+        decoder=DecoderConfig(width=48, depth=1, heads=3, context=64, reads_fused=True),
     ),
 )  # fmt: skip
 TOKENIZER = tokenizer_of(RUN)
@@ -296,7 +298,8 @@ def slowly_written(model, of, number):
     prefix = f"{example.task}:{example.language}"
     ids = [len(TOKENIZER) + PREFIXES.index(prefix)]
     while len(ids) < 64:
-        state = model.decoder.start(text, model.image_modality(pixels))
+        image = model.image_modality(pixels)
+        state = model.decoder.start(text and model.source(text, image), image)
         hidden, _ = model.decoder(torch.tensor([ids]), state)
         ids.append(int(model.decoder.logits(hidden[0, -1], "text").argmax()))
         if ids[-1] == END:
@@ -353,7 +356,7 @@ def test_the_loss_of_a_task_is_the_mean_over_all_its_tokens():
                 if rows.sources is not None:
                     ids = rows.sources[row][rows.sources[row] != PAD]
                     text = model.text_modality(torch.from_numpy(ids[None]))
-                state = model.decoder.start(text, image)
+                state = model.decoder.start(text and model.source(text, image), image)
                 hidden, _ = model.decoder(
                     torch.from_numpy(rows.inputs[row : row + 1, :length]), state
                 )

@@ -29,12 +29,12 @@ from chiasm.pipeline.errors import UsageError
 
 def test_features_of_a_query_are_those_counted_by_hand():
     terms = {"cat": 2.0, "dog": 3.0, "sea": 5.0, "cat dog": 7.0, "dog sea": 4.0}
-    scores, other = np.array([0.9, 0.5, 0.25]), np.array([0.1, 0.75, -0.5])
-    found = features(scores, {"sea", "cat dog"}, terms, other)
-    assert found.tolist() == [0.9, 0.25, 3.0, 4.0, 0.75, -0.5]
-    assert features(scores, set(terms), terms, other).tolist() == [0.9, 0.25, 0, 0, 0.75, -0.5]
-    none = features(scores[:0], set(), terms, other[:0])
-    assert none.tolist() == [-1.0, -1.0, 5.0, 7.0, -1.0, -1.0]
+    scores = np.array([0.9, 0.5, 0.25])
+    found = features(scores, {"sea", "cat dog"}, terms)
+    assert found.tolist() == [0.9, 0.25, 3.0, 4.0]
+    assert features(scores, set(terms), terms).tolist() == [0.9, 0.25, 0, 0]
+    none = features(scores[:0], set(), terms)
+    assert none.tolist() == [-1.0, -1.0, 5.0, 7.0]
 
 
 def test_separating_weights_have_the_least_penalised_log_loss():

@@ -34,11 +34,11 @@ from chiasm.index.plan import Count
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.stored_records import read_record
 
-FEATURES = ("best", "last", "word", "pair", "other_best", "other_last")
+FEATURES = ("best", "last", "word", "pair")
 ABSENCE = (0, 2)  # best and word: with `last` too, 5 % stated were 11 % on topics of photographs
 FLOOR = 0.02  # of the queries whose row is here, that `likeness` may answer "nothing"
 MIN_SAMPLE = 200  # captions, of which so many lack a word: rates below 1 % can be stated
-FITTED = 3  # every third is fitted on, for six weights; the others are compared with
+FITTED = 3  # every third is fitted on, for four weights; the others are compared with
 SHRINK = 1e-3  # L2 penalty on weights of standardised features, against features that separate
 NEWTON_STEPS = 25  # penalised, so it converges in about ten
 # Share of rows whose captions name a word. Rarer ones are names and slips; with commoner ones too
@@ -47,7 +47,7 @@ RAREST, COMMONEST = 0.003, 0.25
 # Words from each other that a pair of neighbours is at most: an adjective and its noun, with
 # others between. Of scripts without spaces, where words are of two characters and overlap.
 REACH, REACH_UNSPACED = 3, 6
-SCHEMA = 1
+SCHEMA = 2  # 1 had features of joint vectors, too
 
 # Scripts that are written without spaces: Han, kana, Thai, Lao, Khmer, Burmese.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
@@ -92,25 +92,19 @@ def is_pair(term: str) -> bool:
 
 
 def features(
-    scores: np.ndarray,
-    named: Collection[str],
-    query_terms: Mapping[str, float],
-    other: np.ndarray,
+    scores: np.ndarray, named: Collection[str], query_terms: Mapping[str, float]
 ) -> np.ndarray:
-    """FEATURES of one query: (6,) float64.
+    """FEATURES of one query: (4,) float64.
 
     scores: (n,) of its first hits by vectors, best first; n may be less. named: the terms of the
-    hits' captions. query_terms: each term of the query with its weight. other: (n,) inner products
-    of the query with the hits' joint vectors, zeros where there are none.
+    hits' captions. query_terms: each term of the query with its weight.
     """
     missing = {False: 0.0, True: 0.0}
     for term, weight in query_terms.items():
         if term not in named:
             missing[is_pair(term)] = max(missing[is_pair(term)], weight)
-    if not len(scores):
-        return np.array([-1.0, -1.0, missing[False], missing[True], -1.0, -1.0])
-    ends = [scores[0], scores[-1], missing[False], missing[True], other.max(), other.min()]
-    return np.array(ends, np.float64)
+    ends = (scores[0], scores[-1]) if len(scores) else (-1.0, -1.0)
+    return np.array([*ends, missing[False], missing[True]], np.float64)
 
 
 def term_weight(rows: int, rows_with: int) -> float:
@@ -140,7 +134,7 @@ class Calibration:
     schema: int = SCHEMA
 
     def p_value(self, query_features: np.ndarray) -> float:
-        """How likely a query that has nothing here scores as high: in (0, 1]. (6,) features."""
+        """How likely a query that has nothing here scores as high: in (0, 1]. (4,) features."""
         p = share_as_high(self.without_word, float(query_features @ np.array(self.absence)))
         likeness = float(query_features @ np.array(self.likeness))
         return p if likeness >= self.floor else max(p, share_as_high(self.without_pair, likeness))
@@ -166,9 +160,12 @@ class Calibration:
         return json.dumps(asdict(self), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
     @classmethod
-    def from_json(cls, data: bytes, where: str, do: str) -> Calibration:
-        """Raises CollectionError for anything that `to_json` did not write."""
+    def from_json(cls, data: bytes, where: str, do: str) -> Calibration | None:
+        """None for one that an earlier release wrote, whose features were others. Raises
+        CollectionError for anything else that `to_json` did not write."""
         found = read_record(data, where, cls, what="a calibration", do=do, schema=SCHEMA)
+        if found.schema < SCHEMA:
+            return None
         widths = {len(found.absence), len(found.likeness)}
         samples = [list(found.without_word), list(found.without_pair)]
         if widths != {len(FEATURES)} or any(one != sorted(one) for one in samples):
@@ -196,7 +193,7 @@ def fit(
     counted: int = 0,
     terms: Mapping[str, int] | None = None,
 ) -> Calibration:
-    """A calibration of the features (n, 6) of captions whose row is there, of those whose word was
+    """A calibration of the features (n, 4) of captions whose row is there, of those whose word was
     left out, and of those that lack a pair, each in random order. With fewer than MIN_SAMPLE of the
     last, `likeness` answers nothing."""
     (some, there), (word, compared) = _parts(present), _parts(without_word)

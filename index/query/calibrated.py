@@ -7,6 +7,7 @@ the last few.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -25,6 +26,7 @@ from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import TEXT
 from chiasm.pipeline.storage import display_name
 
+LOG = logging.getLogger(__name__)
 JOINT = "joint"
 MOST_FILTERED = 8  # calibrations of filters that are kept, some MB each
 
@@ -45,7 +47,6 @@ class IndexBackground:
         self.indexed_caption = column in (TEXT, JOINT)
         name = f"column {column} of {display_name(collection.collection.folder.url)}"
         self.where = name if where is None else f"{name} where {where}"
-        self.has_joint = JOINT in collection.generation.manifest.columns and column != JOINT
         self.allowed: Allowed | None = collection.allowed(where)
         self.firsts = np.cumsum([0, *map(len, collection.segments)]).tolist()
         alive = [self._alive(number) for number in range(len(collection.segments))]
@@ -99,25 +100,19 @@ class IndexBackground:
                 has = vectors.any(axis=1)
                 yield positions[has], vectors[has]
 
-    def joint(self, positions: Sequence[int]) -> np.ndarray | None:
-        return self.collection.vectors(JOINT, positions) if self.has_joint else None
 
-
-def p_absent(query: Query, xq: np.ndarray, hits: Sequence[Hit], collection: OpenIndex) -> float:
-    """The p-value that nothing matches a query of words; see `Calibration`. xq: (D,) float32. hits:
-    its first ones by vectors, before anything is fused, folded or scored again."""
+def p_absent(query: Query, hits: Sequence[Hit], collection: OpenIndex) -> float:
+    """The p-value that nothing matches a query of words; see `Calibration`. hits: its first ones by
+    vectors, before anything is fused, folded or scored again."""
     require_words(query)
     calibration = _calibration(collection, query.column, query.where)
     first = hits[:CALIBRATED_HITS]
     positions = [hit.position for hit in first]
     rows = collection.rows(positions)
     named = calibration.named([text for at in positions for text in rows[at].captions])
-    other = np.zeros(len(first))
-    if JOINT in collection.generation.manifest.columns and query.column != JOINT:
-        other = collection.vectors(JOINT, positions) @ xq
     scores = np.array([hit.scores["search"] for hit in first])
     weights = calibration.weights(query.words)
-    return calibration.p_value(features(scores, named, weights, other))
+    return calibration.p_value(features(scores, named, weights))
 
 
 def _calibration(collection: OpenIndex, column: str, where: str | None) -> Calibration:
@@ -136,14 +131,20 @@ def _calibration(collection: OpenIndex, column: str, where: str | None) -> Calib
 
 
 def stored_calibration(generation: Generation, column: str) -> Calibration | None:
-    """That of a build, None where it has none. CollectionError where it is damaged, SegmentGone
-    where it was removed."""
+    """That of a build, None where it has none, or one of an earlier release. CollectionError where
+    it is damaged, SegmentGone where it was removed."""
     entry = generation.manifest.calibrations.get(column)
     if entry is None:
         return None
     content = read_shared(generation.folder, entry.file, entry.checksum)
     where = display_name(generation.folder.url_of(entry.file))
-    return Calibration.from_json(content, where, f"run {build_command(generation.folder)}")
+    build = build_command(generation.folder)
+    found = Calibration.from_json(content, where, f"run {build}")
+    if found is None:
+        LOG.info(
+            "%s was calibrated by an earlier version: calibrated anew; %s keeps it", where, build
+        )
+    return found
 
 
 def require_words(query: Query) -> None:

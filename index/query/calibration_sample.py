@@ -79,10 +79,6 @@ class Background(Protocol):
         """Positions (n,), rising, and vectors (n, D) of all rows that have one."""
         ...
 
-    def joint(self, positions: Sequence[int]) -> np.ndarray | None:
-        """Vectors (n, D) of the joint column, None where there is none beside the column."""
-        ...
-
 
 @dataclass
 class Asking:
@@ -155,10 +151,7 @@ def calibrate(background: Background) -> Calibration:
     named.learn(pair[1])
 
     def sample(hits: Hits, numbers: list[int], gone: str) -> np.ndarray:
-        rows = [
-            _features(asking[i], xq[i], hits[0][i], hits[1][i], named, counts, background, gone)
-            for i in numbers
-        ]
+        rows = [_features(asking[i], hits[0][i], hits[1][i], named, counts, gone) for i in numbers]
         return np.array(rows)
 
     return fit(
@@ -285,12 +278,10 @@ def _drawn(items: Sequence[str], weights: Sequence[float], rng: np.random.Genera
 
 def _features(
     one: Asking,
-    vector: np.ndarray,
     scores: np.ndarray,
     positions: np.ndarray,
     named: Mapping[int, frozenset[str]],
     counts: Counts,
-    background: Background,
     gone: str,
 ) -> np.ndarray:
     """Of one caption that asks; gone: what was left out. Its own row does not know the caption, and
@@ -306,6 +297,4 @@ def _features(
             count = 0
         weights[term] = term_weight(counts.rows, max(0, count))
     known = frozenset().union(*(one.others if at == one.row else named[at] for at in positions))
-    joint = background.joint(positions) if positions else None
-    other = np.zeros(len(positions)) if joint is None else joint @ vector
-    return features(scores, known, weights, other)
+    return features(scores, known, weights)

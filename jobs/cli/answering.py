@@ -27,7 +27,6 @@ from chiasm.pipeline.encoders import (
     GenerateSettings,
     Reply,
     Request,
-    Sampling,
     answer_batch,
     language_of,
     load_answerer,
@@ -60,7 +59,7 @@ PICTURE_HELP = "A picture's path or URL; - reads lines of stdin."
 @dataclass(frozen=True)
 class Answering:
     """How a command answers, as its options say. device and precision: None for the settings'.
-    sampling: in place of beams."""
+    drawing: how pictures are drawn, in place of beams and max_tokens."""
 
     model: str
     language: str | None = None
@@ -71,7 +70,7 @@ class Answering:
     precision: str | None = None
     preset: str = "laptop"
     assignments: Sequence[str] | None = None
-    sampling: Sampling | None = None
+    drawing: GenerateSettings | None = None
 
 
 Keep = Callable[[Reply], str]
@@ -95,7 +94,7 @@ def answer_inputs(task: str, inputs: Inputs, options: Answering, keep: Keep = re
 
     Raises the error of an input that is the only one; ChiasmError at the end where one of several
     was not answered; UsageError for a task or a language that the model lacks."""
-    settings = GenerateSettings(options.beams, options.max_tokens, options.sampling)
+    settings = options.drawing or GenerateSettings(options.beams, options.max_tokens)
     answerer = load_model(task, options)
     count = failed = 0
     for items in inputs.batches:

@@ -15,29 +15,31 @@ from chiasm.jobs.cli.answer_inputs import file_of, one_text, read_inputs
 from chiasm.jobs.cli.answering import (
     Answering,
     AsJson,
-    Beams,
     Model,
     Precision,
     answer_inputs,
 )
 from chiasm.jobs.cli.options import Assignments, Device, Preset
-from chiasm.pipeline.encoders import Reply, Sampling
+from chiasm.pipeline.encoders import GenerateSettings, Reply, Sampling
 from chiasm.pipeline.errors import UsageError
 
 HELP = """
   chiasm imagine "a red boat under a moon" -o boat.png
   chiasm imagine - -o pictures/ < captions.txt
 
-Draws what a text says, as a PNG. Of captions on stdin, a line each, -o is the folder of the
-pictures: 000001.png is the first that was drawn."""
+Draws what a text says, as a PNG: several pictures at random, of which the model keeps the one that
+the text fits best. Of captions on stdin, a line each, -o is the folder of the pictures: 000001.png
+is that of the first caption that was drawn."""
 
+Candidates = Annotated[
+    int | None,
+    typer.Option(min=1, help="Pictures to draw, of which the best is kept. (default: 32)"),
+]
 Temperature = Annotated[
     float,
     typer.Option(min=0.0, help="Of codes drawn at random; 0: the most probable each time."),
 ]
-Seed = Annotated[
-    int | None, typer.Option(help="Of what is drawn at random, with --temperature. (default: 0)")
-]
+Seed = Annotated[int | None, typer.Option(help="Of what is drawn at random. (default: 0)")]
 
 
 def imagine(
@@ -48,8 +50,8 @@ def imagine(
         str, typer.Option("-o", "--output", metavar="FILE", help="The picture, or their folder.")
     ],
     model: Model = "pocket",
-    beams: Beams = 1,
-    temperature: Temperature = 0.0,
+    candidates: Candidates = None,
+    temperature: Temperature = 1.0,
     seed: Seed = None,
     as_json: AsJson = False,
     device: Device = None,
@@ -59,13 +61,12 @@ def imagine(
 ) -> None:
     options = Answering(
         model,
-        beams=beams,
         as_json=as_json,
         device=device,
         precision=precision,
         preset=preset,
         assignments=assignments,
-        sampling=_sampling(beams, temperature, seed),
+        drawing=_drawing(candidates, temperature, seed),
     )
     inputs = read_inputs("imagine", [], one_text("imagine", words))
     if inputs.several:
@@ -80,20 +81,22 @@ def imagine(
     answer_inputs("imagine", inputs, options, write)
 
 
-def _sampling(beams: int, temperature: float, seed: int | None) -> Sampling | None:
+def _drawing(candidates: int | None, temperature: float, seed: int | None) -> GenerateSettings:
     """UsageError for options that contradict each other."""
-    if not temperature:
-        if seed is not None:
-            raise UsageError("--seed", expected="--temperature beside it", do="add --temperature 1")
-        return None
-    if beams > 1:
-        raise UsageError(
-            "imagine",
-            expected="--beams, for the most probable picture, or --temperature, for one at random",
-            found="both",
-            do="leave one out",
+    if temperature:
+        return GenerateSettings(
+            sampling=Sampling(temperature, seed=seed or 0), candidates=candidates
         )
-    return Sampling(temperature, seed=seed or 0)
+    given = {"--seed": seed, "--candidates": candidates if candidates != 1 else None}
+    useless = [f"{name} {value}" for name, value in given.items() if value is not None]
+    if useless:
+        raise UsageError(
+            "--temperature 0",
+            expected="one picture, of which nothing is drawn at random",
+            found=" and ".join(useless),
+            do="leave out --temperature 0, or what stands beside it",
+        )
+    return GenerateSettings()
 
 
 def _require_png(path: str) -> None:

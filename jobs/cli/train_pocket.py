@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +28,15 @@ from chiasm.jobs.config import Settings, TrainOptions, compose
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_config, load_model
-from chiasm.pipeline.model.config import FusionConfig
+from chiasm.pipeline.model.config import FusionConfig, keeps_words
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device_and_precision import resolve_device
 from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.pocket.loop import train
 from chiasm.pipeline.training.pocket.report import format_report, write_report
 from chiasm.pipeline.training.pocket.settings import TrainSettings, measured_tasks
+
+LOG = logging.getLogger(__name__)
 
 HELP = """
   chiasm train pocket --to runs/pocket
@@ -194,8 +197,14 @@ def train_settings(options: TrainOptions, towers: Path | None) -> TrainSettings:
         if decoder_steps == 0:
             decoder = kept.decoder if kept else None
         if decoder_steps == 0 and kept and kept.decoder:
-            _require_no_token_steps(token_steps)
-            tokens, token_steps = kept.image_tokens, 0
+            if kept.decoder.reads_fused and fusion_steps != 0:
+                LOG.warning("the decoder of %s reads what its own fusion makes: left out", towers)
+                decoder = None
+            else:
+                _require_no_token_steps(token_steps)
+                tokens, token_steps = kept.image_tokens, 0
+    if decoder is not None and decoder_steps != 0:
+        decoder = replace(decoder, reads_fused=keeps_words(fusion))
     return replace(
         recipe,
         steps=options.steps or recipe.steps,

@@ -112,6 +112,7 @@ def _request(settings: AnswerSettings) -> dict[str, Any]:
     # As they come back from JSON.
     fields = {"generate": settings.generate, "read": settings.read, "decode": settings.decode}
     plain = {name: json.loads(json.dumps(asdict(value))) for name, value in fields.items()}
+    del plain["generate"]["candidates"]  # of pictures, which no task over shards draws
     return {
         "task": settings.task, "language": settings.language, "question": settings.question,
     } | plain  # fmt: skip

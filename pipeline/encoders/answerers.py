@@ -27,6 +27,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {  # task -> the modalities that its requ
 }
 LANGUAGES = ("en", "zh")
 MOST_BEAMS = 256
+MOST_CANDIDATES = 256
 _HAN = re.compile(r"[\u3400-\u9fff]")
 
 
@@ -88,18 +89,30 @@ class Sampling:
 class GenerateSettings:
     """How an answer is found. beams: 1 for the most probable token at each step, more for a beam
     search of that width, up to MOST_BEAMS. max_tokens: of an answer; None for the model's own
-    number. sampling: in place of beams."""
+    number. sampling: in place of beams. candidates: pictures that `imagine` samples for one text,
+    up to MOST_CANDIDATES; of more than one the picture is kept that the model's own matching finds
+    the text likeliest of (Ramesh et al., Zero-Shot Text-to-Image Generation, 2021); None for the
+    model's own number, 1 of a model that does not match. Other tasks write one answer."""
 
     beams: int = 1
     max_tokens: int | None = None
     sampling: Sampling | None = None
+    candidates: int | None = 1
 
     def __post_init__(self) -> None:
-        for name, value in (("beams", self.beams), ("max_tokens", self.max_tokens)):
+        for name in ("beams", "max_tokens", "candidates"):
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(name, expected="1 or more", found=str(value))
         if self.beams > MOST_BEAMS:
             raise UsageError("beams", expected=f"at most {MOST_BEAMS}", found=str(self.beams))
+        if self.candidates is not None and self.candidates > MOST_CANDIDATES:
+            expected = f"at most {MOST_CANDIDATES}"
+            raise UsageError("candidates", expected=expected, found=str(self.candidates))
+        if self.sampling is None and (self.candidates or 1) > 1:
+            raise UsageError(
+                "candidates", expected="1 without sampling", found=f"{self.candidates}"
+            )
         if self.sampling is not None and self.beams > 1:
             raise UsageError("beams", expected="1 with sampling", found=str(self.beams))
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from chiasm.pipeline.encoders import pocket
 from chiasm.pipeline.encoders.answerers import (
@@ -22,16 +21,18 @@ from chiasm.pipeline.encoders.answerers import (
     require_task,
 )
 from chiasm.pipeline.encoders.pocket import PocketEncoder
-from chiasm.pipeline.encoders.protocols import Array
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model import generate as generation
 from chiasm.pipeline.model.decoder import DecoderState
+from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.inference import image_modality, text_modality
 from chiasm.pipeline.model.tasks import TASKS, Head, as_written
 from chiasm.pipeline.model.tokenizer import END
 from chiasm.pipeline.pretrained import EncoderSettings
 
-BLOCK = 256  # rows that are generated at once, beams counted: some 100 MB of keys and values
+# Rows that are generated at once, beams and candidates counted: some 100 MB of keys and values.
+BLOCK = 256
+CANDIDATES = 32  # pictures that are drawn of a text where nobody says how many
 
 
 def load(model: str, settings: EncoderSettings) -> PocketAnswerer:
@@ -75,7 +76,8 @@ class PocketAnswerer:
             groups[request.task].append(number)
         replies: dict[int, Reply] = {}
         for task, numbers in groups.items():
-            most = max(BLOCK // settings.beams, 1)
+            candidates = self._candidates(settings) if TASKS[task].head == "codes" else 1
+            most = max(BLOCK // (settings.beams * candidates), 1)
             for start in range(0, len(numbers), most):
                 some = numbers[start : start + most]
                 made = self._reply(task, [requests[number] for number in some], settings)
@@ -86,48 +88,90 @@ class PocketAnswerer:
         self, task: str, requests: Sequence[Request], settings: GenerateSettings
     ) -> list[Reply]:
         """Replies to requests of one task."""
-        tokenizer, context = self._encoder.tokenizer, self._network.config.text.context
+        if TASKS[task].head == "codes":
+            return self._drawings(task, requests, settings)
         prefixes = [self._decoder.ids.prefix(task, request.language) for request in requests]
-        found = self._generate(
-            TASKS[task].head, torch.tensor(prefixes), self._start(task, requests), settings
-        )
+        found = self._generate("text", prefixes, self._start(task, requests), settings)
         confidence = found.log_probability.exp().tolist()
-        drawn = self._draw(found.tokens) if TASKS[task].head == "codes" else None
         return [
             Reply(
-                "" if drawn else as_written(tokenizer.decode(tokens), request.language),
-                image=drawn[row] if drawn else None,
+                as_written(self._encoder.tokenizer.decode(tokens), request.language),
                 confidence=confidence[row],
-                truncated=tokenizer.tokens_cut(request.text or "", context),
+                truncated=self._tokens_cut(request),
             )
             for row, (tokens, request) in enumerate(zip(found.tokens, requests, strict=True))
         ]
 
-    def _draw(self, codes: list[list[int]]) -> list[Array]:
-        """Codes of pictures -> the pictures, uint8 (S, S, 3) each."""
-        tokens = self._network.image_tokens
+    def _drawings(
+        self, task: str, requests: Sequence[Request], settings: GenerateSettings
+    ) -> list[Reply]:
+        """Replies to requests for pictures: of the candidates of each, the best."""
+        tokens, count = self._network.image_tokens, self._candidates(settings)
         assert tokens is not None
-        drawn = tokens.decode(torch.tensor(codes, device=self._network.log_scale.device))
-        return list(drawn.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+        text = self._texts(requests)
+        rows = torch.arange(len(requests), device=text.tokens.device).repeat_interleave(count)
+        state = self._decoder.start(self._network.source(text, None), None).take(rows)
+        prefixes = [self._decoder.ids.prefix(task)] * len(rows)
+        found = self._generate("codes", prefixes, state, settings)
+        drawn = tokens.decode(torch.tensor(found.tokens, device=rows.device))  # (R, 3, S, S)
+        best = torch.arange(0, len(rows), count)
+        if count > 1:
+            image = self._network.image_modality(drawn)
+            matches = self._network.match(text.take(rows), image).logit.view(-1, count)
+            best = best + matches.float().argmax(dim=1).cpu()
+        pictures = drawn.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        confidence = found.log_probability.exp()[best.to(found.log_probability.device)].tolist()
+        return [
+            Reply(
+                "",
+                image=pictures[row],
+                confidence=confidence[number],
+                truncated=self._tokens_cut(request),
+            )
+            for number, (row, request) in enumerate(zip(best.tolist(), requests, strict=True))
+        ]
+
+    def _candidates(self, settings: GenerateSettings) -> int:
+        """How many pictures to draw of a text; UsageError where nothing can choose among them."""
+        matches, count = self._network.matching is not None, settings.candidates
+        if count is None:
+            return CANDIDATES if settings.sampling and matches else 1
+        if count > 1 and not matches:
+            raise UsageError(
+                f"model {self.name}",
+                expected="one that matches, to choose among candidates",
+                found="one that does not",
+                do="draw one candidate (--candidates 1)",
+            )
+        return count
+
+    def _tokens_cut(self, request: Request) -> int:
+        context = self._network.config.text.context
+        return self._encoder.tokenizer.tokens_cut(request.text or "", context)
+
+    def _texts(self, requests: Sequence[Request]) -> Modality:
+        """The requests' texts through their tower."""
+        texts = [request.text or "" for request in requests]
+        return text_modality(self._network, self._encoder.tokenizer, texts)
 
     def _start(self, task: str, requests: Sequence[Request]) -> DecoderState:
-        """What the decoder reads of requests of one task."""
-        text = image = None
-        if TASKS[task].source:
-            texts = [request.text or "" for request in requests]
-            text = text_modality(self._network, self._encoder.tokenizer, texts)
-        if not TASKS[task].picture:
-            return self._decoder.start(text, None)
+        """What the decoder reads of requests of one task that has a picture."""
+        text = self._texts(requests) if TASKS[task].source else None
         pictures = {id(request.image): request.image for request in requests}
         numbers = {key: number for number, key in enumerate(pictures)}
         rows = torch.tensor([numbers[id(request.image)] for request in requests])
         image = image_modality(self._network, list(pictures.values()))
-        state = self._decoder.start(None, image).take(rows.to(image.tokens.device))
-        return state if text is None else self._decoder.with_text(state, text)
+        rows = rows.to(image.tokens.device)
+        state = self._decoder.start(None, image).take(rows)
+        if text is None:
+            return state
+        return self._decoder.with_text(state, self._network.source(text, image.take(rows)))
 
     def _generate(
-        self, head: Head, first: Tensor, state: DecoderState, settings: GenerateSettings
+        self, head: Head, prefixes: list[int], state: DecoderState, settings: GenerateSettings
     ) -> generation.Generated:
+        """Tokens after the prefix of each row; candidates of one request are drawn by seeds that
+        follow that of the settings."""
         decoder, sampling = self._decoder, settings.sampling
         codes, most = self._network.config.image_tokens, decoder.config.context - 1
         steps, end = min(most, settings.max_tokens or most), END
@@ -141,6 +185,14 @@ class PocketAnswerer:
             temperature=sampling.temperature if sampling else 0.0,
             top_p=sampling.top_p if sampling else 1.0,
         )
-        seeds = [sampling.seed] * len(first) if sampling else None
-        first = first.to(state.text_mask.device)
+        seeds = None
+        if sampling:
+            count = self._candidates(settings) if head == "codes" else 1
+            seeds = [_seed(sampling.seed + row % count) for row in range(len(prefixes))]
+        first = torch.tensor(prefixes, device=state.text_mask.device)
         return generation.generate(decoder.step(head), first, state, options, seeds)
+
+
+def _seed(number: int) -> int:
+    """The integer of 64 bits that is equal to this modulo 2 ** 64."""
+    return (number + 2**63) % 2**64 - 2**63

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, cast
 
 from chiasm.pipeline.model.tasks import PREFIXES
@@ -18,6 +18,17 @@ FINE_STRIDE = 4  # pixels between the features that edges and patterns are drawn
 def absent(value: Any) -> dict[str, Any]:
     """Metadata of a field that folders written earlier lack: what it is in them."""
     return {"absent": value}
+
+
+def without_absent(config: Any) -> dict[str, Any]:
+    """Plain values of a config by field name, without those that a folder which lacks them has:
+    the same for today's code as for that of before such a field was there."""
+    plain = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if "absent" not in item.metadata or value != item.metadata["absent"]:
+            plain[item.name] = without_absent(value) if is_dataclass(value) else value
+    return plain
 
 
 def of_fields(kind: type[C], plain: Any, **parts: type) -> C:
@@ -93,12 +104,21 @@ class FusionConfig:
             raise ValueError("residual_of_vectors: expected with bounded_residual alone")
 
 
+WORDS_APART = ("concat", "cross_attention")  # what a fusion makes of each word is a token
+
+
+def keeps_words(fusion: FusionConfig | None) -> bool:
+    """Whether there is a token for each word of a text in what is fused."""
+    return fusion is not None and fusion.fusion in WORDS_APART
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The joint decoder. grounding: blocks in which a source's words look at the picture before the
-    decoder reads them; context: longest target in tokens, its prefix included; prefixes: the first
-    tokens of what it can do, some of `tasks.PREFIXES`. ValueError for others, and for sizes below 1
-    (grounding: below 0).
+    """The joint decoder. reads_fused: whether it reads, beside each word of a source, what the
+    fusion makes of that with the picture. grounding: blocks in which a source's words look at the
+    picture before the decoder reads them; context: longest target in tokens, its prefix included;
+    prefixes: the first tokens of what it can do, some of `tasks.PREFIXES`. ValueError for others,
+    and for sizes below 1 (grounding: below 0).
     """
 
     width: int = 192
@@ -107,6 +127,7 @@ class DecoderConfig:
     heads: int = 3
     context: int = 96
     prefixes: tuple[str, ...] = PREFIXES
+    reads_fused: bool = field(default=False, metadata=absent(False))
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "grounding", "heads", "context"):
@@ -170,7 +191,8 @@ class ModelConfig:
     """Two towers into one space of E = `dim` dimensions, and what joins them; `fusion` None: two
     towers alone, whose joint vector is the mean; `decoder` None: nothing that writes;
     `image_tokens` None: nothing that draws. In folders that do not name them these three are None.
-    ValueError for a decoder whose context is shorter than the codes of a picture.
+    ValueError for a decoder whose context is shorter than the codes of a picture, and for one with
+    `reads_fused` without a fusion that keeps words apart.
     """
 
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -185,6 +207,11 @@ class ModelConfig:
             raise ValueError(
                 f"decoder context {self.decoder.context}: expected at least the "
                 f"{self.image_tokens.tokens} codes of a picture"
+            )
+        if self.decoder and self.decoder.reads_fused and not keeps_words(self.fusion):
+            raise ValueError(
+                "decoder reads_fused: expected a fusion that keeps words apart, "
+                f"{' or '.join(WORDS_APART)}, found {self.fusion and self.fusion.fusion}"
             )
 
     @property

@@ -4,8 +4,9 @@ Each block attends to the tokens so far (causal), to the tokens of the source te
 the picture (Vaswani et al., Attention Is All You Need, 2017, with two encoders in place of one).
 The words of the source have looked at the picture before (the image-grounded text encoder of Li et
 al., BLIP, 2022): in "is the boat left of the moon" each noun then knows where its thing is, and one
-token that reads both can compare. What a row lacks, a text or a picture, it attends nowhere in,
-which adds nothing but a bias.
+token that reads both can compare. With `DecoderConfig.reads_fused` each word comes with what the
+fusion made of it beside the picture (`JointNetwork.source`), where relations were compared already.
+What a row lacks, a text or a picture, it attends nowhere in, which adds nothing but a bias.
 
 Keys and values of a block's contexts are made once: for all tokens that are generated, and for all
 questions about one picture.

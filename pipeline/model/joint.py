@@ -3,6 +3,8 @@ both, and the codes that it draws pictures by."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,10 @@ class JointNetwork(DualEncoder):
         self.decoder: Decoder | None = None
         if config.decoder is not None:
             with torch.random.fork_rng(devices=[]):
-                widths = (config.text.width, config.image.width)
+                of_source = config.text.width
+                if config.decoder.reads_fused and config.fusion is not None:
+                    of_source += config.fusion.width
+                widths = (of_source, config.image.width)
                 vocabulary, patches = config.text.vocabulary, config.image.patches
                 self.decoder = Decoder(
                     config.decoder, widths, vocabulary, config.image_tokens, patches
@@ -62,6 +67,14 @@ class JointNetwork(DualEncoder):
         """Both, or what there is of them, fused; needs `config.fusion`."""
         assert self.fusion is not None, "a model of two towers alone"
         return self.fusion([text, image])
+
+    def source(self, text: Modality, image: Modality | None) -> Modality:
+        """What `decoder` reads of B texts, row by row with their pictures: their tokens (B, T, D);
+        where it reads what is fused, (B, T, D + F), beside each word what `fusion` makes of it."""
+        if self.decoder is None or not self.decoder.config.reads_fused:
+            return text
+        words = self.fuse(text, image).tokens[:, : text.tokens.shape[1]]
+        return replace(text, tokens=torch.cat([text.tokens, words.to(text.tokens.dtype)], dim=-1))
 
     def match(self, text: Modality, image: Modality) -> Match:
         """Row by row, does text i describe picture i? Needs `config.fusion`."""

@@ -111,7 +111,9 @@ def joint_decoder(
     with `num_heads` heads, a token attending to itself and those before it; or a trained model, a
     `Decoder`, a `JointNetwork` or `JointModel` that has one, or the folder of one: input_sequence
     int64 (B, T), ids of the decoder, the first that of a task (`decoder.ids.prefix`) -> logits
-    (B, T, V) of the next text token, in the dtype of its weights, which tokens are cast to.
+    (B, T, V) of the next text token, in the dtype of its weights, which tokens are cast to. Of a
+    `Decoder` that reads what is fused (`DecoderConfig.reads_fused`), without its model, the text is
+    what `JointNetwork.source` makes of text and picture.
 
     ValueError for shapes that do not fit, for another name, for a model without a decoder, and for
     `num_heads` that would not be read; EncoderError for a folder that holds no model.
@@ -133,14 +135,36 @@ def joint_decoder(
         return x + _read(x, image_encoder_output, num_heads, None)
     if isinstance(decoder, str) and not _is_folder(decoder):
         raise ValueError(_not_a_form("decoder", decoder, ("attention",)))
-    made = decoder if isinstance(decoder, Decoder) else _decoder_of(_loaded(decoder))
     _require_unread("a trained decoder", None, num_heads)
-    given = text_encoder_output, image_encoder_output
-    _require_encoded(*given, text_mask, made.widths, made.patch_position.shape[1])
-    _require_ids(input_sequence, len(text_encoder_output), len(made.ids))
-    text = _present(_cast(text_encoder_output, made), text_mask)
-    state = made.start(text, _present(_cast(image_encoder_output, made), None))
-    return made.logits(made(input_sequence, state)[0], "text")
+    given = text_encoder_output, image_encoder_output, text_mask
+    if isinstance(decoder, Decoder):
+        return _logits_of_decoder(input_sequence, *given, decoder)
+    return _logits_of_network(input_sequence, *given, _loaded(decoder))
+
+
+def _logits_of_decoder(
+    ids: Tensor, text: Tensor, image: Tensor, mask: Tensor | None, made: Decoder
+) -> Tensor:
+    """Of a decoder, which is given what it reads."""
+    _require_encoded(text, image, mask, made.widths, made.patch_position.shape[1])
+    _require_ids(ids, len(text), len(made.ids))
+    source, patches = _present(_cast(text, made), mask), _present(_cast(image, made), None)
+    return made.logits(made(ids, made.start(source, patches))[0], "text")
+
+
+def _logits_of_network(
+    ids: Tensor, text: Tensor, image: Tensor, mask: Tensor | None, model: Network
+) -> Tensor:
+    """Of a model that has a decoder, which is given the tokens of its towers."""
+    if isinstance(model, FrozenJointNetwork) or model.decoder is None:
+        raise ValueError("decoder: expected a model that has one, found a model without")
+    widths = (model.config.text.width, model.config.image.width)
+    _require_encoded(text, image, mask, widths, model.config.image.patches)
+    if not model.decoder.config.reads_fused:
+        return _logits_of_decoder(ids, text, image, mask, model.decoder)
+    of_text, of_image = _text_modality(model, text, mask), _image_modality(model, image)
+    source = model.source(of_text, of_image).tokens
+    return _logits_of_decoder(ids, source, image, mask, model.decoder)
 
 
 Shape = tuple[int | None, ...]  # None: any size
@@ -275,12 +299,6 @@ def _loaded(model: str | Path | Network | HasNetwork) -> Network:
 def _cast(tensor: Tensor, model: nn.Module) -> Tensor:
     """In the dtype of the model's weights."""
     return tensor.to(next(model.parameters()).dtype)
-
-
-def _decoder_of(model: Network) -> Decoder:
-    if isinstance(model, FrozenJointNetwork) or model.decoder is None:
-        raise ValueError("decoder: expected a model that has one, found a model without")
-    return model.decoder
 
 
 def _present(tokens: Tensor, mask: Tensor | None) -> Modality:

@@ -14,7 +14,7 @@ from torch import Tensor
 from chiasm.pipeline.encoders import JOINT, Encoder, language_of
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_model
-from chiasm.pipeline.model.config import DecoderConfig, FusionConfig, ModelConfig
+from chiasm.pipeline.model.config import DecoderConfig, FusionConfig, ModelConfig, keeps_words
 from chiasm.pipeline.model.frozen_joint import FrozenJointConfig, FrozenJointNetwork
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.tasks import PREFIXES
@@ -86,6 +86,7 @@ def own_config(
     if fusion is None or not fusion.bounded_residual:
         fusion = FusionConfig()
     decoder = config.decoder or settings.model.decoder or DecoderConfig()
+    decoder = replace(decoder, reads_fused=decoder.reads_fused and keeps_words(fusion))
     return replace(
         config,
         text=replace(config.text, vocabulary=tokens),
@@ -114,10 +115,13 @@ def own_network(
     if start is not None:
         same = {"fusion.": start.config.fusion == config.fusion}
         same["matching."] = same["fusion."]
-        same["decoder."] = None not in (start.config.decoder, config.decoder)
-        new = tuple(prefix for prefix, is_same in same.items() if not is_same)
-        there = network.state_dict()
-        kept = {k: v for k, v in start.state_dict().items() if k in there and not k.startswith(new)}
+        old, new = start.config.decoder, config.decoder
+        same["decoder."] = bool(old and new and old.reads_fused == new.reads_fused)
+        if new and new.reads_fused:  # of another fusion it would read what it has not learned
+            same["decoder."] &= same["fusion."]
+        anew = tuple(prefix for prefix, is_same in same.items() if not is_same)
+        there, given = network.state_dict(), start.state_dict()
+        kept = {k: v for k, v in given.items() if k in there and not k.startswith(anew)}
         if same["decoder."]:
             _keep_ids(network, start, there, kept)
         network.load_state_dict({**there, **kept})

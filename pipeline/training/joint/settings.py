@@ -6,7 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chiasm.pipeline.model.config import DecoderConfig, FusionConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.config import (
+    DecoderConfig,
+    FusionConfig,
+    ModelConfig,
+    TextConfig,
+    without_absent,
+)
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.joint.samples import SampleSettings
 
@@ -58,4 +64,6 @@ class JointSettings:
         fields = asdict(self)
         for name in ("encoder", "start", "device", "samples"):
             del fields[name]
+        fields["model"] = without_absent(self.model)
+        fields["fusion"] = self.fusion and without_absent(self.fusion)
         return fields

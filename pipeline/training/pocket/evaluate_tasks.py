@@ -180,7 +180,8 @@ def write_texts(
     for block in blocks:
         state = decoder.start(None, block.image).take(block.rows)
         if block.text is not None:
-            state = decoder.with_text(state, block.text)
+            source = model.source(block.text, block.image.take(block.rows))
+            state = decoder.with_text(state, source)
         settings = GenerateSettings(block.steps, END)
         found = generate(decoder.step("text"), block.prefixes, state, settings)
         texts += map(tokenizer.decode, found.tokens)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.decoder import DecoderState
-from chiasm.pipeline.model.fusion import JointParts
+from chiasm.pipeline.model.fusion import JointParts, Modality
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.losses import (
     any_true_loss,
@@ -219,8 +219,7 @@ def decoder_losses(model: JointNetwork, batch: TaskBatch) -> dict[str, Tensor]:
             losses[task] = _drawing_loss(model, rows, batch.pixels) / count
             continue
         parts = [
-            _log_loss(model, part, pictures.take(_moved(part.pictures, device)), TASKS[task].head)
-            for part in by_length(rows)
+            _log_loss(model, part, image, pictures, TASKS[task].head) for part in by_length(rows)
         ]
         losses[task] = torch.stack(parts).sum() / count
     return losses
@@ -234,16 +233,21 @@ def _target_tokens(model: JointNetwork, task: str, rows: TaskRows) -> int:
     return int((rows.targets != UNKNOWN).sum())
 
 
-def _log_loss(model: JointNetwork, rows: TaskRows, state: DecoderState, head: Head) -> Tensor:
-    """The sum of  -log p(next token)  over the targets of some rows, whose pictures the state has;
-    float32. A text that several rows read goes through its tower once."""
+def _log_loss(
+    model: JointNetwork, rows: TaskRows, image: Modality, pictures: DecoderState, head: Head
+) -> Tensor:
+    """The sum of  -log p(next token)  over the targets of some rows; float32. image, pictures: all
+    of the batch. A text that several rows read goes through its tower once."""
     device, decoder = model.log_scale.device, model.decoder
     assert decoder is not None
+    of_rows = _moved(rows.pictures, device)
+    state = pictures.take(of_rows)
     if rows.sources is not None:
         sources, at = np.unique(rows.sources, axis=0, return_inverse=True)
         with torch.no_grad():
             text = model.text_modality(_moved(sources, device)).take(_moved(at, device))
-        state = decoder.with_text(state, text)
+            source = model.source(text, image.take(of_rows))
+        state = decoder.with_text(state, source)
     hidden, _state = decoder(_moved(rows.inputs, device), state)
     logits = decoder.logits(hidden, head).float().flatten(0, 1)
     targets = _moved(rows.targets, device).flatten()
@@ -256,7 +260,7 @@ def _drawing_loss(model: JointNetwork, rows: TaskRows, pixels: np.ndarray) -> Te
     device, decoder, tokens = model.log_scale.device, model.decoder, model.image_tokens
     assert decoder is not None and tokens is not None and rows.sources is not None
     with torch.no_grad():
-        text = model.text_modality(_moved(rows.sources, device))
+        text = model.source(model.text_modality(_moved(rows.sources, device)), None)
         codes = tokens.encode(_moved(pixels[rows.pictures], device))
     first, _count = decoder.ids.range("codes")
     inputs = torch.cat([_moved(rows.inputs[:, :1], device), codes[:, :-1] + first], dim=1)

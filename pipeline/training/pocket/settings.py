@@ -32,14 +32,14 @@ class TrainSettings:
     """Lengths, rates and weights of a training; the seed is that of `data`.
 
     steps, fusion_steps, image_token_steps, decoder_steps: of the stages (stages.py); cycles,
-    fusion_cycles: of the first and of the second, their relative lengths, ValueError for none or
-    any below 1; each is a warm restart, in which the learning rate falls from its highest to its
-    lowest (Loshchilov and Hutter, SGDR, 2017); learning_rate: the highest of each. The second stage
-    takes many small steps, of `fusion_batch` pictures, the third few large ones, of `joint_batch`:
-    of 32 pictures all that are alike are twins, and a joint vector learns no more from them than
-    the mean knows; the fourth, that of image tokens, pieces of `image_token_batch` pictures; the
-    fifth, steps of `decoder_batch` pictures with `examples` of each, and of `pictures` more, by
-    task; drawn pictures are few, as the codes of one are as many tokens as all its words.
+    fusion_cycles, decoder_cycles: of the first, of the second and of the last, their relative
+    lengths, ValueError for none or any below 1; each is a warm restart, in which the learning rate
+    falls from its highest to its lowest (Loshchilov and Hutter, SGDR, 2017); learning_rate: the
+    highest of each. The second stage takes many small steps, of `fusion_batch` pictures, the third
+    few large ones, of `joint_batch`: of 32 pictures all that are alike are twins, and a joint
+    vector learns no more from them than the mean knows; the fourth, that of image tokens, pieces of
+    `image_token_batch` pictures; the fifth, steps of `decoder_batch` pictures with `examples` of
+    each, and of `pictures` more, by task: tasks that are learned slowly have more.
     fusion_per_joint: steps of the second stage for each batch of the third, which goes through the
     model once; joint_rounds: how often the one matrix that the third stage trains goes through what
     is kept of them: one round teaches too little, and few batches are learned by heart. facts:
@@ -69,7 +69,8 @@ class TrainSettings:
     joint_batch: int = 512
     image_token_steps: int = 5000
     image_token_batch: int = 8
-    decoder_steps: int = 3000
+    decoder_steps: int = 5000
+    decoder_cycles: tuple[int, ...] = (3, 2)
     decoder_batch: int = 48
     learning_rate: float = 1e-3
     warmup: float = 0.03
@@ -95,17 +96,18 @@ class TrainSettings:
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(
             fusion=FusionConfig(residual_of_vectors=True),
-            decoder=DecoderConfig(),
+            decoder=DecoderConfig(reads_fused=True),
             image_tokens=ImageTokensConfig(),
         )
     )
     examples: Mapping[str, float] = field(
-        default_factory=lambda: {"ask": 6, "caption": 1, "translate": 1, "imagine": 0.375}
+        default_factory=lambda: {"ask": 4, "caption": 0.25, "translate": 1.5, "imagine": 1}
     )
-    pictures: Mapping[str, int] = field(default_factory=lambda: {"sentiment": 16})
+    pictures: Mapping[str, int] = field(default_factory=lambda: {"sentiment": 8})
 
     def __post_init__(self) -> None:
-        for name, cycles in (("cycles", self.cycles), ("fusion_cycles", self.fusion_cycles)):
+        for name in ("cycles", "fusion_cycles", "decoder_cycles"):
+            cycles = getattr(self, name)
             if not cycles or min(cycles) < 1:
                 raise ValueError(f"{name} {cycles}: expected one or more of 1 or more")
 

@@ -218,6 +218,7 @@ def _decoder_stage(settings: TrainSettings) -> Stage:
         dict.fromkeys((*tasks.examples, *tasks.pictures), LossWeight(1.0)),
         evaluation=decoder_accuracy,
         evaluate_every=settings.decoder_evaluate_every,
+        cycles=settings.decoder_cycles,
     )
 
 
