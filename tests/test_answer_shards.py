@@ -25,7 +25,13 @@ from chiasm.jobs.cli.caption import caption
 from chiasm.jobs.cli.sentiment import sentiment
 from chiasm.jobs.cli.translate import translate
 from chiasm.jobs.config import compose
-from chiasm.pipeline.answers import AnswerSettings, answer_shard, answers_name, find_answers
+from chiasm.pipeline.answers import (
+    AnswerSettings,
+    answer_shard,
+    answers_name,
+    find_answers,
+    identity,
+)
 from chiasm.pipeline.collection import runs
 from chiasm.pipeline.encoders import ANSWERERS, GenerateSettings
 from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
@@ -457,3 +463,9 @@ def test_wrong_usage_is_one_line(call, line):
     with pytest.raises(UsageError) as refused:
         call()
     assert str(refused.value).startswith(line)
+
+
+def test_answers_begun_before_pictures_had_candidates_go_on():
+    """No task over shards draws, so what a folder says of its request is what it said before."""
+    request = identity._request(AnswerSettings("caption"))
+    assert request["generate"] == {"beams": 1, "max_tokens": None, "sampling": None}

@@ -20,6 +20,7 @@ from tiny_collection import add_shard, make_collection
 
 from chiasm.index import Answer, Query, Recorder, Term, build_index, open_collection, replay
 from chiasm.index.build import ByKey, compact_index, delete_from_index
+from chiasm.index.query import calibrate as calibrate_module
 from chiasm.index.query import calibrate_index, calibrated
 from chiasm.index.query.calibrate import (
     FEATURES,
@@ -394,6 +395,14 @@ def test_a_search_reads_it_and_makes_it_where_an_index_has_none(things, tmp_path
     assert p_absent_of(old, "thing1 and thing2", "zebra thing1") == [there, absent]
     monkeypatch.setattr(calibrated, "calibrate", pytest.fail)
     assert p_absent_of(things, "zebra thing1") == [absent]
+
+
+def test_a_stored_one_of_an_earlier_release_is_passed_over(things, monkeypatch, caplog):
+    there, absent = p_absent_of(things, "thing1 and thing2", "zebra thing1")
+    monkeypatch.setattr(calibrate_module, "SCHEMA", calibrate_module.SCHEMA + 1)
+    with caplog.at_level("INFO"):
+        assert p_absent_of(things, "thing1 and thing2", "zebra thing1") == [there, absent]
+    assert "calibrated by an earlier version: calibrated anew; chiasm index build" in caplog.text
 
 
 def test_a_damaged_calibration_is_one_line_and_check_names_it(things, tmp_path):

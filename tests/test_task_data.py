@@ -90,6 +90,35 @@ def test_a_batch_of_tasks_is_a_function_of_seed_step_and_rank():
     assert one.tasks["caption"].pictures.tolist() == list(range(6))
 
 
+def test_a_training_asks_of_relations_more_often_and_what_measures_asks_evenly():
+    """Of scenes with things enough for any type of question: 4 of 19, and 1 of 16."""
+    rng = random.Random(6)
+    scenes = [
+        scene
+        for scene in (random_scene(rng, WORLD_2) for _ in range(900))
+        if len(scene.things) == 3
+    ]
+    seeds, counts = [str(n) for n in range(len(scenes))], [4] * len(scenes)
+    shares = []
+    for draw in (task_data.TRAINED, task_data.DRAWN):
+        asked = examples_of(scenes, "ask", counts, seeds, WORLD_2, draw)
+        shares.append(np.mean([example.kind == "is_related" for _, example in asked]))
+    assert shares[0] > 2 * shares[1] > 0
+    assert examples_of(scenes[:20], "ask", counts[:20], seeds[:20], WORLD_2) == examples_of(
+        scenes[:20], "ask", counts[:20], seeds[:20], WORLD_2, task_data.DRAWN
+    )
+    batch = task_batch(3, TASK, TOKENIZER)
+    rows = [
+        (int(row), e)
+        for row, e in zip(batch.tasks["ask"].pictures, batch.tasks["ask"].examples, strict=True)
+    ]
+    own = scenes_of(3, TASK.scenes)
+    seeds = [f"ask {TASK.scenes.seed} 3 {n}" for n in range(len(own))]
+    assert [r for r in rows if r[0] < len(own)] == examples_of(
+        own, "ask", [2] * len(own), seeds, WORLD_2, task_data.TRAINED
+    )
+
+
 def test_processes_share_the_examples_of_one_batch():
     double = replace(TASK, scenes=replace(TASK.scenes, batch=8), pictures={"sentiment": 4})
     whole = task_batch(5, double, TOKENIZER)
