@@ -101,8 +101,8 @@ def test_a_training_asks_of_relations_more_often_and_what_measures_asks_evenly()
     seeds, counts = [str(n) for n in range(len(scenes))], [4] * len(scenes)
     shares = []
     for draw in (task_data.TRAINED, task_data.DRAWN):
-        asked = examples_of(scenes, "ask", counts, seeds, WORLD_2, draw)
-        shares.append(np.mean([example.kind == "is_related" for _, example in asked]))
+        drawn = examples_of(scenes, "ask", counts, seeds, WORLD_2, draw)
+        shares.append(np.mean([example.kind == "is_related" for _, example in drawn]))
     assert shares[0] > 2 * shares[1] > 0
     assert examples_of(scenes[:20], "ask", counts[:20], seeds[:20], WORLD_2) == examples_of(
         scenes[:20], "ask", counts[:20], seeds[:20], WORLD_2, task_data.DRAWN
