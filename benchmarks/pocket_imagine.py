@@ -6,7 +6,8 @@
 Drawn as `chiasm imagine` does. Of 500 captions, five galleries of 100 with twins, some of them of
 combinations that training has never seen: how often the drawn picture finds its own caption first,
 beside what the judge gives true pictures, and how often background, colours and places agree
-(pipeline/training/pocket/evaluate_imagine.py). Prints JSON and writes
+(pipeline/training/pocket/evaluate_imagine.py). `coded_` is that of true pictures through the codes by
+which a model folder draws: no drawing by these codes is expected to do more. Prints JSON and writes
 benchmarks/results/pocket_imagine.json; with --sheet a contact sheet, the true picture left of the
 drawn one."""
 
@@ -29,6 +30,7 @@ from chiasm.pipeline.encoders import (
     load_encoder,
     require_task,
 )
+from chiasm.pipeline.encoders.pocket import PocketEncoder
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.pocket.data import WORLDS
 from chiasm.pipeline.training.pocket.evaluate_imagine import (
@@ -64,7 +66,9 @@ def main() -> None:
     generate = GenerateSettings(sampling=sampling, candidates=candidates)
     drawn = [draw_gallery(answerer, seed, WORLDS[given.world], generate) for seed in given.seed]
     seconds = time.perf_counter() - started
-    judged = [measure_drawings(drawings, encoder) for drawings in drawn]
+    drawer = load_encoder(given.model, settings)
+    tokens = drawer.network.image_tokens if isinstance(drawer, PocketEncoder) else None
+    judged = [measure_drawings(drawings, encoder, tokens) for drawings in drawn]
     counts = [len(drawings.texts) for drawings in drawn]
     means = {
         name: float(np.average([of[name] for of in judged], weights=counts)) for name in judged[0]

@@ -33,6 +33,7 @@ from chiasm.pipeline.model.config import (
     TextConfig,
 )
 from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import train as train_tokenizer
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.world import WORLD_1, gallery
@@ -336,8 +337,10 @@ def test_the_command_writes_the_picture(drawing, tmp_path, capsys):
 
 
 def test_drawings_are_judged_by_another_model_and_by_their_pixels(monkeypatch):
-    """Pictures that are the true ones get the figures of the true ones, grey ones none."""
+    """Pictures that are the true ones get the figures of the true ones, grey ones none, and those
+    that have been through codes what is said of codes."""
     encoder = load_encoder("pocket", PLAIN)
+    tokens = encoder.network.image_tokens
     monkeypatch.setattr(evaluate_imagine, "GALLERY", 24)
 
     class Painter:
@@ -350,13 +353,23 @@ def test_drawings_are_judged_by_another_model_and_by_their_pixels(monkeypatch):
                 for scene, _ in zip(self.scenes, requests, strict=True)
             ]
 
+    def through_codes(scene):
+        pixels = torch.from_numpy(to_pixels(picture(scene), tokens.config.side))[None]
+        return tokens.decode(tokens.encode(pixels))[0].permute(1, 2, 0).numpy()
+
+    paints = {
+        "true": picture, "grey": lambda _: Image.new("RGB", (72, 72)), "coded": through_codes,
+    }  # fmt: skip
     found = {}
-    for name, paint in {"true": picture, "grey": lambda _: Image.new("RGB", (72, 72))}.items():
+    for name, paint in paints.items():
         painter = Painter(paint)
         painter.scenes = gallery(24, 5, WORLD_1)
         drawings = draw_gallery(painter, 5, WORLD_1, GenerateSettings())
         assert len({text.isascii() for text in drawings.texts}) == 2
-        found[name] = measure_drawings(drawings, encoder)
+        found[name] = measure_drawings(drawings, encoder, tokens)
     assert found["true"]["r1"] == found["true"]["true_r1"] == found["grey"]["true_r1"] > 0.7
     assert found["true"]["agrees"] == found["true"]["true_agrees"] > 0.9
     assert found["grey"]["r1"] < 0.3 and found["grey"]["agrees"] == 0
+    for figure in "r1", "agrees":
+        assert found["coded"][figure] == found["grey"][f"coded_{figure}"] > 0.4
+    assert "coded_r1" not in measure_drawings(drawings, encoder)

@@ -119,6 +119,9 @@ def test_a_part_that_nothing_trains_is_refused(folders, tmp_path):
         learned(tmp_path, replace(WRITING, decoder_steps=0), towers=folders / "writing")
     with pytest.raises(UsageError, match="expected towers of this preset's shapes"):
         learned(tmp_path, WRITING, towers=folders / "towers")  # without a fusion to keep
+    reading = replace(RUN.model, decoder=replace(RUN.model.decoder, reads_fused=True))
+    with pytest.raises(UsageError, match="expected steps of a decoder that reads the fusion"):
+        learned(tmp_path, replace(RUN, decoder_steps=0, model=reading), towers=folders / "writing")
     assert not list(tmp_path.iterdir())
 
 

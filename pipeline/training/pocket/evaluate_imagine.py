@@ -2,8 +2,9 @@
 
 A drawn picture is right where a model that was trained with another seed finds a caption that is
 true of its scene first, among the captions of a gallery with twins. The same model's figure for the
-true pictures stands beside it: no drawing is expected to do more. And its pixels have to agree with
-what the caption claims (drawn_check.py), which no model is asked for.
+true pictures stands beside it, and that for true pictures through the codes by which a model draws:
+no drawing is expected to do more. And its pixels have to agree with what the caption claims
+(drawn_check.py), which no model is asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from chiasm.pipeline.encoders import Answerer, Encoder, GenerateSettings, Request
+from chiasm.pipeline.model.image_tokens import ImageTokens
 from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.scenes.claims import Claims
 from chiasm.pipeline.scenes.draw import picture
@@ -23,6 +25,7 @@ from chiasm.pipeline.scenes.recall import recall_by_claims
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, World, gallery
 from chiasm.pipeline.training.pocket.drawn_check import agrees_with_caption
+from chiasm.pipeline.training.pocket.evaluate_image_tokens import decode, encode, pixels_of
 
 GALLERY = 100  # captions among which one is found
 
@@ -56,12 +59,19 @@ def draw_gallery(
     return Drawings(scenes, claims, texts, [Image.fromarray(pixels) for pixels in drawn])
 
 
-def measure_drawings(drawings: Drawings, encoder: Encoder) -> dict[str, float]:
+def measure_drawings(
+    drawings: Drawings, encoder: Encoder, tokens: ImageTokens | None = None
+) -> dict[str, float]:
     """`r1`: the share of drawn pictures that find a true caption first, `true_r1` that of the true
-    pictures, `agrees` and `true_agrees`: the share whose pixels agree with the caption."""
+    pictures, `agrees` and `true_agrees`: the share whose pixels agree with the caption. With image
+    tokens `coded_r1` and `coded_agrees`, of true pictures through their codes."""
     captions = encoder.encode(TEXT, list(drawings.texts)).vectors
     found: dict[str, float] = {}
-    for name, pictures in (("true_", list(map(picture, drawings.scenes))), ("", drawings.pictures)):
+    kinds = [("true_", list(map(picture, drawings.scenes))), ("", drawings.pictures)]
+    if tokens is not None:
+        coded = decode(tokens, encode(tokens, pixels_of(drawings.scenes, tokens.config.side)))
+        kinds.append(("coded_", [Image.fromarray(item.transpose(1, 2, 0)) for item in coded]))
+    for name, pictures in kinds:
         inputs = [encoder.preprocess(IMAGE, np.asarray(item)) for item in pictures]
         scores = captions @ encoder.encode(IMAGE, inputs).vectors.T
         recall = recall_by_claims(scores, drawings.claims, drawings.scenes)["image_to_text"]

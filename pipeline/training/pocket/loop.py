@@ -61,8 +61,7 @@ def train(
     workers: processes that draw, 0 for none.
     """
     where = resolve_device(device)
-    if towers is None:
-        _require_steps(settings)
+    (_require_steps if towers is None else _require_no_new_source)(settings)
     tokenizer = _tokenizer(settings, folder, towers)
     training = Training(settings, where, tokenizer, resolve_precision(precision, where))
     if towers is not None:
@@ -119,6 +118,19 @@ def _require_steps(settings: TrainSettings) -> None:
                 found=f"a {name} that nothing trains",
                 do=f"set {name}_steps or towers, or leave it out of the model",
             )
+
+
+def _require_no_new_source(settings: TrainSettings) -> None:
+    """UsageError for a decoder that is kept while the fusion that it reads is trained anew: it
+    would read what it has not learned."""
+    decoder = settings.model.decoder
+    if settings.fusion_steps and not settings.decoder_steps and decoder and decoder.reads_fused:
+        raise UsageError(
+            "decoder_steps 0",
+            expected="steps of a decoder that reads the fusion, where the fusion is trained",
+            found=f"{settings.fusion_steps} steps of the fusion, none of the decoder",
+            do="set decoder_steps, set fusion_steps to 0, or leave the decoder out of the model",
+        )
 
 
 def tokenizer_of(settings: TrainSettings) -> Tokenizer:
