@@ -6,10 +6,10 @@
 Drawn as `chiasm imagine` does. Of 500 captions, five galleries of 100 with twins, some of them of
 combinations that training has never seen: how often the drawn picture finds its own caption first,
 beside what the judge gives true pictures, and how often background, colours and places agree
-(pipeline/training/pocket/evaluate_imagine.py). `coded_` is that of true pictures through the codes by
-which a model folder draws: no drawing by these codes is expected to do more. Prints JSON and writes
-benchmarks/results/pocket_imagine.json; with --sheet a contact sheet, the true picture left of the
-drawn one."""
+(pipeline/training/pocket/evaluate_imagine.py). `coded_` is that of true pictures through the codes
+by which a model folder draws: no drawing by these codes is expected to do more. Prints JSON and
+writes benchmarks/results/pocket_imagine.json; with --sheet a contact sheet, the true picture left
+of the drawn one."""
 
 from __future__ import annotations
 
