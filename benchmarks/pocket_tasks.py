@@ -4,10 +4,10 @@
 
 By seed: questions, captions, translations and sentiment, by language and type, and both of a pair
 of pictures with one text (pipeline/training/pocket/task_report.py); questions about combinations
-that training never showed; questions in forms that it never asked; what the best rule does that
-sees the text or the picture alone. Errors are of sums over scenes. Then the time of one question
-about one picture, and of 64 captions of 24 tokens at most, after loading, medians of rounds. Prints
-JSON and writes benchmarks/results/pocket_tasks.json.
+that training never showed; questions and remarks in wordings that it never showed; what the best
+rule does that sees the text or the picture alone. Errors are of sums over scenes. Then the time of
+one question about one picture, and of 64 captions of 24 tokens at most, after loading, medians of
+rounds. Prints JSON and writes benchmarks/results/pocket_tasks.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.examples import Example
 from chiasm.pipeline.scenes.question_facts import TYPES
 from chiasm.pipeline.scenes.questions import paired_questions
-from chiasm.pipeline.scenes.sentiment import one_sided_accuracy, sentiment
+from chiasm.pipeline.scenes.sentiment import one_sided_accuracy, sentiment, sentiment_pair
 from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld_in
 from chiasm.pipeline.scenes.vocabulary import LANGUAGES
 from chiasm.pipeline.scenes.world import Scene, World, gallery
@@ -65,6 +65,7 @@ def main() -> None:
     settings = measured_tasks(replace(recipe, model=config, data=data))
     found = {
         "model": given.model,
+        "fingerprint": load_answerer(given.model, EncoderSettings(device="cpu")).fingerprint,
         "seeds": given.seed,
         "samples": given.samples,
         "tasks": over_seeds(
@@ -83,11 +84,9 @@ def measured(
     """The figures of one seed, by task and group."""
     world = WORLDS[settings.scenes.world]
     found = task_figures(model, tokenizer, settings, samples, seed)
-    combinations, forms = (
-        draw(samples, seed, world) for draw in (unseen_combinations, unseen_forms)
-    )
-    found["ask, combinations never shown"] = figures_of(model, tokenizer, settings, combinations)
-    found["ask, forms never asked"] = figures_of(model, tokenizer, settings, forms, paired=True)
+    for name, draw in UNSEEN.items():
+        examples, paired = draw(samples, seed, world), draw is not unseen_combinations
+        found[name] = figures_of(model, tokenizer, settings, examples, paired=paired)
     return found
 
 
@@ -117,6 +116,26 @@ def unseen_forms(samples: int, seed: int, world: World) -> Examples:
         examples += [(len(scenes), first), (len(scenes) + 1, second)]
         scenes += [one, other]
     return Examples("ask", scenes, examples)
+
+
+def unseen_remarks(samples: int, seed: int, world: World) -> Examples:
+    """Remarks in withheld templates, in each language in turn, each with a pair of pictures, one
+    after the other."""
+    sides: list[tuple[Scene, Example]] = []
+    for number in range(samples):
+        language = LANGUAGES[number % 2]
+        rng = random.Random(f"unseen remarks {seed} {number}")
+        for scene, text, name in sentiment_pair(rng, language, world, withheld=True):
+            sides.append((scene, Example("sentiment", language, text, name, name)))
+    scenes, examples = zip(*sides, strict=True)
+    return Examples("sentiment", scenes, list(enumerate(examples)))
+
+
+UNSEEN = {
+    "ask, combinations never shown": unseen_combinations,
+    "ask, forms never asked": unseen_forms,
+    "sentiment, remarks never shown": unseen_remarks,
+}
 
 
 def over_seeds(

@@ -109,7 +109,7 @@ def searched_for(question: str, about: str | None, false_alarms: float | None) -
         raise UsageError(
             f'"{question}"',
             expected="a question about something that can be searched for",
-            found="none of its words says what",
+            found="only words that ask",
             do="add what to search for: --about TEXT, or about= in Python",
         )
     return words or question

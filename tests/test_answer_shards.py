@@ -456,7 +456,10 @@ def test_the_commands_take_shards_where_they_are_given_a_folder(tmp_path, capsys
         (lambda: ask("a.tar", ["-"], to="b"), "ask: expected shards, then a question, found '-'"),
         (lambda: translate(["x"], "zh", "a.png", language="en"), "--to zh: expected a folder"),
         (lambda: sentiment(["a.tar"], "a.png", to="b"), "--image: expected none with shards"),
-        (lambda: caption(["a.tar"], language="fr", to="b"), "language 'fr': expected one of"),
+        (
+            lambda: caption(["a.tar"], language="fr", to="b"),
+            "--language: expected one of en, zh, found fr",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line(call, line):

@@ -402,6 +402,15 @@ def test_folders_that_cannot_answer_are_one_line(folders, tmp_path):
     (old / "config.json").write_text(json.dumps({**config, "image_token_index": None}))
     with pytest.raises(EncoderError, match=r"expected image_token_index in config.json"):
         load_answerer(f"hf:{old}", FLOAT32)
+    with pytest.raises(
+        EncoderError, match=r"^model hf:/none: expected a model folder, found no such"
+    ):
+        load_answerer("hf:/none", FLOAT32)
+    (old / "config.json").write_text("{")
+    with pytest.raises(
+        EncoderError, match=r"^model hf:.*: expected a config.json that can be loaded"
+    ):
+        load_answerer(f"hf:{old}", FLOAT32)
 
 
 def test_the_prompts_are_documented():

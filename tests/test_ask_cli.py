@@ -258,6 +258,25 @@ def test_a_text_that_was_cut_is_said(parrot, pictures, capsys):
     assert objects(capsys)[0]["truncated"] == 3
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("what is " + "x" * 80, "what is " + "x" * 52 + "..."),
+        ('{"image": "red.png", "question": "%s"}' % ("x" * 80), "red.png\\t" + "x" * 60 + "..."),
+    ],
+)
+def test_of_a_long_text_a_message_has_the_beginning(parrot, pictures, stdin, capsys, given, name):
+    stdin(given + "\n")
+    ask("red.png" if given.startswith("what") else "-", ["-"] if given[0] == "w" else [], "parrot")
+    assert capsys.readouterr().err.startswith(f"{name}: the last ")
+
+
+def test_one_input_of_stdin_that_fails_is_one_answer(parrot, pictures, stdin):
+    stdin("bad.png\n")
+    with pytest.raises(ChiasmError, match="expected 1 answer, found 0"):
+        caption(["-"], "parrot")
+
+
 def test_batches_are_cut_by_inputs_and_by_the_bytes_of_pictures(
     parrot, pictures, stdin, capsys, monkeypatch
 ):
@@ -376,7 +395,7 @@ def test_pictures_are_drawn_into_a_file_or_a_folder(parrot, pictures, stdin, cap
         ),
         (
             lambda: translate(["crawled/*.tar"], "out", None, "parrot", language="fr"),
-            "language 'fr': expected one of en, zh",
+            "--language: expected one of en, zh, found fr",
         ),
         (
             lambda: imagine(["fine"], "drawn.png", "parrot", 2, 0.0),
@@ -410,7 +429,7 @@ def test_pictures_are_drawn_into_a_file_or_a_folder(parrot, pictures, stdin, cap
         ),
         (
             lambda: translate(["fine"], "fr", "red.png", "parrot"),
-            "language 'fr': expected one of en, zh",
+            "--to: expected one of en, zh, found fr",
         ),
         (
             lambda: caption(["red.png"], f"pocket:{TOWERS}"),

@@ -125,8 +125,8 @@ def test_the_command_draws_and_prints(boat, tmp_path, capsys):
         (("nowhere.png", "a boat"), "nowhere.png: expected a picture's file, found No such file"),
         (("text.png", "a boat"), "text.png: expected a picture, found not_a_picture"),
         (("boat.png", "a boat", "boat.png"), "boat.png: expected a file of its own, found that of"),
-        (("boat.png", "a boat", "a.gif"), "ends in .png"),
-        (("boat.png", "a boat and " * 30), 'a text of which it would not read "'),
+        (("boat.png", "a boat", "a.gif"), "-o a.gif: expected a name that ends in .png"),
+        (("boat.png", "a boat and " * 30), 'found more: it would not read "'),
         (("boat.png", "a boat", None, "pocket", "rollout"), "expected one of default, grad-eclip"),
         (("boat.png", " "), "explain: expected a text, found a blank one"),
     ],
@@ -142,6 +142,7 @@ def test_what_cannot_be_explained_is_one_line_and_nothing_is_written(
     with pytest.raises(UsageError) as raised:
         explain(arguments[0], [arguments[1]], *arguments[2:])
     assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 250  # of a long text the beginning
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert capsys.readouterr().out == ""
 

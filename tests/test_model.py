@@ -245,6 +245,15 @@ def test_heads_that_do_not_divide_the_width_are_refused():
     x = torch.randn(1, 2, 8)
     with pytest.raises(ValueError, match="num_heads 3: expected a divisor of the width, found 8"):
         multi_head_attention(x, x, x, 3)
+    with pytest.raises(ValueError, match=r"num_heads 4\.0: expected a divisor of the width"):
+        multi_head_attention(x, x, x, 4.0)
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "float64", "float64"), ("int64",) * 3])
+def test_numbers_of_several_dtypes_or_whole_ones_are_refused(dtypes):
+    given = [torch.ones(1, 2, 8, dtype=getattr(torch, dtype)) for dtype in dtypes]
+    with pytest.raises(ValueError, match="Q, K, V: expected one floating dtype, found torch"):
+        multi_head_attention(*given, 2)
 
 
 def test_one_module_attends_to_itself_and_to_others():

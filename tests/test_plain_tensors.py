@@ -166,7 +166,7 @@ def test_a_fusion_of_an_encoders_vectors_gives_what_its_network_gives(tmp_path):
     for given, line in (
         (
             (text[:, :7], image),
-            "text: expected vectors (B, E) of the encoder, here (any, 8), found",
+            "text: expected vectors (B, E) of the encoder, here (1 or more, 8), found",
         ),
         (
             (text, image[:2]),
@@ -270,7 +270,7 @@ def test_no_name_stands_for_random_weights(tmp_path):
 
 
 FUSION = FusionConfig(width=8, depth=1, heads=2, slots=2)
-TARGETS = "expected ids (B, T), B of the text, here (2, any)"
+TARGETS = "expected ids (B, T), B of the text, here (2, 1 or more)"
 WORDS, PATCHES = (2, 5, 16), (2, 9, 32)  # tokens of the small network
 MASK = torch.ones(2, 5, dtype=torch.bool)
 
@@ -278,10 +278,10 @@ MASK = torch.ones(2, 5, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("text", "image", "mask", "line"),
     [
-        ((2, 5, 17), PATCHES, None, "text: expected tokens (B, T, D) of the model, here (any, any, "
-         "16), found (2, 5, 17)"),
-        ((2, 16), PATCHES, None, "text: expected tokens (B, T, D) of the model, here (any, any, "
-         "16), found (2, 16)"),
+        ((2, 5, 17), PATCHES, None, "text: expected tokens (B, T, D) of the model, here "
+         "(1 or more, 1 or more, 16), found (2, 5, 17)"),
+        ((2, 16), PATCHES, None, "text: expected tokens (B, T, D) of the model, here "
+         "(1 or more, 1 or more, 16), found (2, 16)"),
         (WORDS, (2, 8, 32), None, "image: expected tokens (B, N, D) of the model, B of the text, "
          "here (2, 9, 32), found (2, 8, 32)"),
         (WORDS, (3, 9, 32), None, "image: expected tokens (B, N, D) of the model, B of the text, "
@@ -308,9 +308,12 @@ def test_tokens_that_do_not_fit_a_model_are_one_line(text, image, mask, line):
         (torch.tensor([[21, -1], [21, 1]]), "expected int64 ids below 29, found -1 to 21"),
         (
             torch.tensor([[21, 4]]),
-            "expected ids (B, T), B of the text, here (2, any), found (1, 2)",
+            "expected ids (B, T), B of the text, here (2, 1 or more), found (1, 2)",
         ),
-        (torch.tensor([21, 4]), "expected ids (B, T), B of the text, here (2, any), found (2,)"),
+        (
+            torch.tensor([21, 4]),
+            "expected ids (B, T), B of the text, here (2, 1 or more), found (2,)",
+        ),
     ],
 )
 def test_targets_that_do_not_fit_a_decoder_are_one_line(ids, found):

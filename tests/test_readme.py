@@ -173,7 +173,7 @@ def world(tmp_path_factory, s3_server, towers, web) -> World:
         direct.upload_file(str(shard), "bucket", f"{prefix}/shards/{shard.name}")
     shutil.copytree(folder / "photos", folder / "moved" / "photos")
     tiny_towers.make_pairs(folder / "crawled" / "00000.tar", 30, 11, wrong=0.3)
-    for name in "dog.jpg", "boat.png":
+    for name in "dog.jpg", "boat.png", "crane.png":
         tiny_towers.picture("red", "blue", random.Random(0)).save(folder / name)
     (folder / "queries.txt").write_text("red and blue\n两只狗\n")
     names = {

@@ -276,6 +276,13 @@ def test_any_cross_encoder_for_pictures_reranks(made, reranker):
         assert result.scores[f"st:{reranker}"] == pytest.approx(scores[result.id], abs=1e-5)
 
 
+def test_a_reranker_that_is_not_there_is_called_so():
+    with pytest.raises(
+        EncoderError, match=r"^reranker st:/none: expected a model folder, found no"
+    ):
+        load_matcher("st:/none", FLOAT32)
+
+
 def test_pairs_of_a_picture_share_one_copy_of_it(reranker, monkeypatch):
     matcher = load_matcher(f"st:{reranker}", FLOAT32)
     pixels = [np.full((8, 8, 3), shade, np.uint8) for shade in (0, 90, 200)]

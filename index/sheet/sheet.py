@@ -50,12 +50,13 @@ class Heading:
     notes: tuple[str, ...] = ()
 
 
-def sheet_format(path: str | Path) -> str:
-    """Pillow's name of the format that the path's suffix asks for; UsageError for another one."""
+def sheet_format(path: str | Path, name: str = "sheet") -> str:
+    """Pillow's name of the format that the path's suffix asks for. Raises UsageError for another
+    one; `name` says in it what the path is."""
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise UsageError(
-            f"sheet {path}",
+            f"{name} {path}",
             expected="a name that ends in " + ", ".join(FORMATS),
             found=suffix or "no suffix",
         )

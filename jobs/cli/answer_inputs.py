@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chiasm.index.ask import BATCH
-from chiasm.jobs.console import lines_of
+from chiasm.jobs.console import lines_of, shortened
 from chiasm.pipeline.encoders import TASKS
 from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.records import IMAGE, TEXT
@@ -29,6 +29,14 @@ class Item:
     text: str | None = None
     error: ChiasmError | None = None
     is_pair: bool = False
+
+    @property
+    def name(self) -> str:
+        """For messages: the picture's path whole, of a long text the beginning."""
+        text = shortened(self.text or "")
+        if self.is_pair:
+            return f"{self.image}\t{text}"
+        return text if self.label == self.text else self.label
 
     @property
     def columns(self) -> list[str]:

@@ -18,7 +18,7 @@ from chiasm.index.query import pixels_of, query_refused
 from chiasm.jobs.cli.answer_inputs import Inputs, Item, text_name
 from chiasm.jobs.cli.options import ENCODING, print_progress
 from chiasm.jobs.config import compose
-from chiasm.jobs.console import json_line, printable_columns
+from chiasm.jobs.console import counted, json_line, printable_columns
 from chiasm.pipeline.encoders import (
     LANGUAGES,
     MOST_BEAMS,
@@ -107,14 +107,14 @@ def answer_inputs(task: str, inputs: Inputs, options: Answering, keep: Keep = re
                 failed += 1
                 print_progress(str(answer))
             elif answer.reply.truncated:
-                print_progress(format_truncated(item.label, answer.reply.truncated, task, answerer))
+                print_progress(format_truncated(item.name, answer.reply.truncated, task, answerer))
             if options.as_json:
                 print(json_line({**_fields(task, item, answer), "model": answerer.name}))
             elif isinstance(answer, Answered):
                 print(printable_columns(_columns(item, answer, inputs.several)))
         sys.stdout.flush()
     if failed:
-        raise ChiasmError(task, expected=f"{count:,} answers", found=f"{count - failed:,}")
+        raise ChiasmError(task, expected=counted(count, "answer"), found=f"{count - failed:,}")
 
 
 def format_truncated(label: str, tokens: int, task: str, answerer: Answerer) -> str:
@@ -135,12 +135,15 @@ def encoding_of(options: Answering) -> EncoderSettings:
     ).encoder
 
 
+def unknown_language(option: str, language: str) -> UsageError:
+    """The error for a language that no task knows."""
+    return UsageError(option, expected="one of " + ", ".join(LANGUAGES), found=language)
+
+
 def load_model(task: str, options: Answering) -> Answerer:
     """The model. What it lacks is said before stdin is read."""
     if options.language is not None and options.language not in LANGUAGES:
-        raise UsageError(
-            f"language {options.language!r}", expected="one of " + ", ".join(LANGUAGES)
-        )
+        raise unknown_language("--to" if task == "translate" else "--language", options.language)
     answerer = load_answerer(options.model, encoding_of(options))
     require_task(answerer, task, options.language)
     return answerer
@@ -196,7 +199,7 @@ def _answered(
     reply: Reply | Fault, item: Item, answerer: Answerer, keep: Keep
 ) -> Answered | ChiasmError:
     if isinstance(reply, Fault):
-        return query_refused(item.label, answerer, reply)
+        return query_refused(item.name, answerer, reply)
     try:
         return Answered(reply, keep(reply))
     except ChiasmError as error:

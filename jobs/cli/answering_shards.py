@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from chiasm.jobs.answer_shards import USES, AnswerRequest, answer_shards
-from chiasm.jobs.cli.answering import Answering
+from chiasm.jobs.cli.answering import Answering, unknown_language
 from chiasm.jobs.cli.options import ENCODING, list_command_shards, print_progress
 from chiasm.jobs.config import Settings, compose
 from chiasm.jobs.console import json_line, printable
@@ -144,9 +144,7 @@ def answer_command_shards(
 ) -> None:
     """Answer about shards, print the summary, and raise the error that the run ends with."""
     if options.language is not None and options.language not in LANGUAGES:
-        raise UsageError(
-            f"language {options.language!r}", expected="one of " + ", ".join(LANGUAGES)
-        )
+        raise unknown_language("--language", options.language)
     settings = compose(
         options.preset,
         options.assignments or (),

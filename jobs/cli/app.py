@@ -74,7 +74,7 @@ COMMANDS: dict[str, str | Group] = {  # in the order of --help
     "search": "Search a collection by a text, by a picture, or by both.",
     "replay": "Search again what a receipt says, and say what has changed.",
     "match": "Score how well texts describe a picture.",
-    "ask": "Answer a question about a picture.",
+    "ask": "Answer a question about a picture, or from a collection.",
     "caption": "Say what a picture shows.",
     "translate": "Translate a text that belongs to a picture.",
     "sentiment": "Say what sentiment a text and its picture have together.",

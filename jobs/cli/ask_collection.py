@@ -24,7 +24,7 @@ from chiasm.index.sheet import Heading, write_sheet
 from chiasm.jobs.cli.answering import Answering, encoding_of, format_truncated, load_model
 from chiasm.jobs.cli.options import ENCODER_HELP, print_progress
 from chiasm.jobs.cli.search_outputs import Output, check_output
-from chiasm.jobs.console import json_line, lines_of, printable
+from chiasm.jobs.console import counted, json_line, lines_of, printable, shortened
 from chiasm.pipeline.collection import read_identity
 from chiasm.pipeline.encoders import (
     Answerer,
@@ -149,7 +149,9 @@ class _Asking:
         except TooFewCaptions as error:
             if self.options.false_alarms is not None:
                 raise
-            print_progress(f"all is answered, whether anything matches or not: {error}")
+            # Without its advice, to search without a rate: that is what happens here.
+            why = ChiasmError(error.what, expected=error.expected, found=error.found)
+            print_progress(f"all is answered, whether anything matches or not: {why}")
             self.rate = 1.0
             return self.answer(question)
 
@@ -213,7 +215,7 @@ def _answer_all(
         write_sheet([_drawn(one) for one in found], sheet, explainer, list(map(_heading, found)))
         print_progress(f"drew {sheet}")
     if failed:
-        raise ChiasmError("ask", expected=f"{count:,} answers", found=f"{count - failed:,}")
+        raise ChiasmError("ask", expected=counted(count, "answer"), found=f"{count - failed:,}")
 
 
 def _require_lines(question: str | None) -> None:
@@ -240,7 +242,9 @@ def _print_error(question: str, error: ChiasmError, asking: _Asking) -> None:
 
 def _print(answer: CollectionAnswer, asking: _Asking, several: bool) -> None:
     if answer.truncated:
-        print_progress(format_truncated(answer.question, answer.truncated, "ask", asking.answerer))
+        print_progress(
+            format_truncated(shortened(answer.question), answer.truncated, "ask", asking.answerer)
+        )
     if answer.not_judged:
         print_progress(
             f"{answer.question}: answered whether anything matches or not, as the captions are in "

@@ -14,7 +14,7 @@ from chiasm.index.sheet import sheet_format, write_explanation
 from chiasm.jobs.cli.answer_inputs import Inputs, Item, file_of, one_text, read_inputs
 from chiasm.jobs.cli.options import ENCODING, Assignments, Device, Preset, print_progress
 from chiasm.jobs.config import compose
-from chiasm.jobs.console import json_line, printable_columns
+from chiasm.jobs.console import counted, json_line, printable_columns, shortened
 from chiasm.pipeline.encoders import (
     DEFAULT,
     ExplainingEncoder,
@@ -68,7 +68,7 @@ def explain(
     settings = compose(preset, assignments or (), {"encoder.device": device}, uses=ENCODING)
     inputs = read_inputs("explain", [image], one_text("explain", words or []))
     if to is not None and not inputs.several:
-        sheet_format(to)
+        sheet_format(to, "-o")
         file_to_write(to, others={"IMAGE": image})
     elif to is not None:
         file_to_write(file_of(to, 1))
@@ -110,7 +110,7 @@ def _explain_all(
             before = item.columns if inputs.several else []
             print(printable_columns([*before, _line(explanation)]), flush=True)
     if failed:
-        raise ChiasmError("explain", expected=f"{total:,} pairs", found=f"{total - failed:,}")
+        raise ChiasmError("explain", expected=counted(total, "pair"), found=f"{total - failed:,}")
 
 
 def _image_of(item: Item) -> PictureBytes:
@@ -127,9 +127,9 @@ def _explained(
     explanation = explain_picture(image, text, model, method)
     if explanation.read < len(text):
         raise UsageError(
-            f'"{text[:40]}..."',
+            f'"{shortened(text, 40)}"',
             expected=f"at most as many tokens as {model.name} reads",
-            found=f'a text of which it would not read "{text[explanation.read :].strip()}"',
+            found=f'more: it would not read "{shortened(text[explanation.read :].strip())}"',
             do="shorten it",
         )
     return explanation

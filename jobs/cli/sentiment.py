@@ -37,7 +37,8 @@ HELP = """
   chiasm sentiment 'crawled/*.tar' --to moods
 
 Says what sentiment a text and its picture have together: neither alone need show it. Without a
-picture, stdin has a JSON object a line with "image" and "text".
+picture, stdin has both in each line: a JSON object with "image" and "text", or the two with a tab
+between them.
 
 With --to, SHARDS are WebDataset tars: every caption of theirs is taken with its picture, and the
 answers are in FOLDER/answers/SHARD.parquet. Kill it and run it again: what is done is skipped. With

@@ -38,7 +38,8 @@ HELP = """
   chiasm translate 'crawled/*.tar' --language zh --to chinese
 
 Translates a text that belongs to a picture, which settles what an ambiguous word means. Without a
-picture, stdin has a JSON object a line with "image" and "text".
+picture, stdin has both in each line: a JSON object with "image" and "text", or the two with a tab
+between them.
 
 With --language, SHARDS are WebDataset tars and --to is a folder: every caption of theirs is
 translated by its picture, into FOLDER/answers/SHARD.parquet. Kill it and run it again: what is

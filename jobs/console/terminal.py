@@ -33,3 +33,13 @@ def json_line(value: Any) -> str:
     ascii_alone = encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig")
     text = json.dumps(value, ensure_ascii=ascii_alone, allow_nan=False)
     return _CONTROLS.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: 1 answer, 2 answers."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text as one line of a message: of a longer one the beginning."""
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -33,10 +33,10 @@ BATCH = 8  # pairs at once: such models are large
 def load(model: str, settings: EncoderSettings) -> CrossEncoderMatcher:
     """The CrossEncoder of a folder or a hub id, kept for the next query; raises EncoderError or
     UsageError, in one line."""
-    folder, network, _, _ = load_network(CrossEncoder, model, settings)
+    folder, network, _, _ = load_network(CrossEncoder, model, settings, use="reranker")
     if not network.supports("image"):
         raise EncoderError(
-            f"reranker {folder.what}",
+            folder.title,
             expected="a CrossEncoder for pictures",
             found="one for " + ", ".join(map(str, network.modalities)),
             do="take one for both, such as st:Qwen/Qwen3-VL-Reranker-2B",

@@ -215,11 +215,11 @@ def _rows(features: Any) -> np.ndarray:
 
 
 def _config(folder: ModelFolder) -> Any:
-    with translating_load_errors(folder.what, "a config.json"):
+    with translating_load_errors(folder.title, "a config.json"):
         config = transformers.AutoConfig.from_pretrained(folder.path, **OURS_ALONE)
     if config.model_type not in KINDS:
         raise EncoderError(
-            f"encoder {folder.what}",
+            folder.title,
             expected="a model of type " + ", ".join(KINDS),
             found=f"type {config.model_type!r} in config.json",
             do=f"try st{folder.what.removeprefix('hf')} if it is a SentenceTransformer",
@@ -229,11 +229,11 @@ def _config(folder: ModelFolder) -> Any:
 
 def _tokens(folder: ModelFolder, config: Any, kind: Kind) -> Tokens:
     folder.require_one_of(TOKENIZERS, "tokenizer")
-    with translating_load_errors(folder.what, "a tokenizer"):
+    with translating_load_errors(folder.title, "a tokenizer"):
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder.path, **OURS_ALONE)
     if len(tokenizer) > config.text_config.vocab_size:
         raise EncoderError(
-            f"encoder {folder.what}",
+            folder.title,
             expected=f"at most {config.text_config.vocab_size} tokens, as config.json says",
             found=f"a tokenizer of {len(tokenizer)}",
             do="check that all files are of one model",
@@ -250,17 +250,17 @@ def _tokens(folder: ModelFolder, config: Any, kind: Kind) -> Tokens:
 
 def _pixels(folder: ModelFolder, config: Any, kind: Kind) -> ImageProcessing:
     folder.require_one_of(PROCESSORS, "image processor")
-    with translating_load_errors(folder.what, "an image processor"):
+    with translating_load_errors(folder.title, "an image processor"):
         processor = transformers.AutoImageProcessor.from_pretrained(
             folder.path, backend="pil", **OURS_ALONE
         )
-    return kind.pixels.of(processor, config.vision_config, folder.what)
+    return kind.pixels.of(processor, config.vision_config, folder.title)
 
 
 def load_network(folder: ModelFolder, name: str, dtype: torch.dtype) -> Any:
     """The network of a folder, for inference; name: its class of transformers. Raises EncoderError
     where it cannot be loaded, or lacks weights."""
-    with translating_load_errors(folder.what, "weights"):
+    with translating_load_errors(folder.title, "weights"):
         network, report = getattr(transformers, name).from_pretrained(
             folder.path,
             dtype=dtype,
@@ -272,7 +272,7 @@ def load_network(folder: ModelFolder, name: str, dtype: torch.dtype) -> Any:
     lacking = sorted(report["missing_keys"])
     if lacking:
         raise EncoderError(
-            f"encoder {folder.what}",
+            folder.title,
             expected=f"all weights of a {name}",
             found=f"{len(lacking)} missing, the first {lacking[0]}",
             do="check that all files are of one model",
@@ -287,7 +287,7 @@ def _dim(folder: ModelFolder, config: Any) -> int:
     image, text = config.vision_config.hidden_size, config.text_config.projection_size
     if image != text:
         raise EncoderError(
-            f"encoder {folder.what}",
+            folder.title,
             expected="pictures and texts in one space",
             found=f"widths {image} and {text} in config.json",
         )

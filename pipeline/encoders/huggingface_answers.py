@@ -59,19 +59,19 @@ def load(model: str, settings: EncoderSettings) -> HuggingFaceAnswerer:
     precision = resolve_precision(settings.precision, device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    folder = find_model("hf", model, WEIGHTS)
-    with translating_load_errors(folder.what, "a config.json"):
+    folder = find_model("hf", model, WEIGHTS, use="model")
+    with translating_load_errors(folder.title, "a config.json"):
         config = transformers.AutoConfig.from_pretrained(folder.path, **OURS_ALONE)
     name = _network_name(folder, config)
     folder.require_one_of(PROCESSORS, "processor")
-    with translating_load_errors(folder.what, "a processor"):
+    with translating_load_errors(folder.title, "a processor"):
         processor: Any = transformers.AutoProcessor.from_pretrained(
             folder.path, backend="pil", **OURS_ALONE
         )
     kind = KINDS.get(name, Chat)
     if kind is Chat and not getattr(processor, "chat_template", None):
         raise EncoderError(
-            f"model {folder.what}",
+            folder.title,
             expected="a chat template beside a model of type " + repr(config.model_type),
             found="none",
             do="take a model that was trained to chat, or a BLIP, BLIP-2 or ViLT",
@@ -88,7 +88,7 @@ def _network_name(folder: ModelFolder, config: Any) -> str:
     name = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)
     if name is None or config.model_type.startswith("blip"):
         raise EncoderError(
-            f"model {folder.what}",
+            folder.title,
             expected="one that answers: " + ", ".join(KINDS) + ", or one that chats about pictures",
             found=f"type {config.model_type!r}, architecture {named} in config.json",
         )
@@ -132,7 +132,7 @@ class Blip2(Generating):
         super().__init__(folder, *arguments)
         if self._network.config.image_token_index is None:  # it would not see the picture
             raise EncoderError(
-                f"model {folder.what}",
+                folder.title,
                 expected="image_token_index in config.json",
                 found="none: files of an earlier transformers",
                 do="take a newer revision of it",

@@ -37,7 +37,7 @@ def load(model: str, settings: EncoderSettings) -> SentenceTransformerEncoder:
     lacking = [kind for kind in ("image", "text") if not network.supports(kind)]
     if lacking:
         raise EncoderError(
-            f"encoder {folder.what}",
+            folder.title,
             expected="a SentenceTransformer for pictures and texts",
             found="one without " + " or ".join(lacking),
             do="take one with both, such as st:Qwen/Qwen3-VL-Embedding-2B",

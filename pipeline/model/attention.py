@@ -39,8 +39,8 @@ def multi_head_attention(
     Q (B, T, D), K and V (B, S, D) -> (B, T, D), and the weights (B, H, T, S) where asked for. mask:
     bool, True where Q attends, of a shape that broadcasts to (B, H, T, S): padding (B, S) is given
     as (B, 1, 1, S). Weights of a row sum to 1; a row that attends nowhere has weights and output 0.
-    ValueError where D is no multiple of `num_heads`, for K or V of another shape than that, and for
-    a mask that does not broadcast or is not bool.
+    ValueError where D is no multiple of `num_heads`, for K or V of another shape or dtype, for
+    numbers that are not floating, and for a mask that does not broadcast or is not bool.
     """
     _require_fit(Q, K, V, num_heads, mask)
     if mask is not None and mask.ndim < 2:  # of which the fused kernels take none
@@ -77,7 +77,11 @@ def _require_fit(Q: Tensor, K: Tensor, V: Tensor, num_heads: int, mask: Tensor |
             "Q, K, V: expected (B, T, D), (B, S, D) and (B, S, D), found "
             f"{tuple(query)}, {tuple(key)} and {tuple(V.shape)}"
         )
-    if num_heads < 1 or query[2] % num_heads:
+    if not Q.dtype == K.dtype == V.dtype or not Q.dtype.is_floating_point:
+        raise ValueError(
+            f"Q, K, V: expected one floating dtype, found {Q.dtype}, {K.dtype} and {V.dtype}"
+        )
+    if not isinstance(num_heads, int) or num_heads < 1 or query[2] % num_heads:
         raise ValueError(
             f"num_heads {num_heads}: expected a divisor of the width, found {query[2]}"
         )

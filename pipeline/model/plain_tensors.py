@@ -177,7 +177,7 @@ def _require_shape(name: str, tensor: Tensor, shape: Shape, form: str) -> None:
         size and wanted in (None, size) for size, wanted in zip(found, shape, strict=True)
     )
     if not fits:
-        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        sizes = ", ".join("1 or more" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: expected {form}, here ({sizes}), found {found}")
 
 

@@ -61,11 +61,13 @@ HASH_BLOCK = 16 << 20  # bytes that a thread reads and hashes at a time, to boun
 class ModelFolder:
     """The files of one model.
 
-    name: finds the model again from any working directory. what: the name as it was given, for
-    messages. weights: a glob. nested: whether subfolders contain parts of the model too."""
+    name: finds the model again from any working directory. what: the name as it was given; title:
+    the same for messages, with what the model is used as. weights: a glob. nested: whether
+    subfolders contain parts of the model too."""
 
     name: str
     what: str
+    title: str
     path: Path
     weights: str
     nested: bool
@@ -88,7 +90,7 @@ class ModelFolder:
         if not with_weights or pickled:
             names = ", ".join(str(path.relative_to(self.path)) for path in pickled[:3])
             raise EncoderError(
-                f"encoder {self.what}",
+                self.title,
                 expected=f"weights as {self.weights}",
                 found=f"{names} alone, a pickle, which is never read here" if names else "none",
                 do="take a revision that has them (ID@refs/pr/N), or save them by save_pretrained",
@@ -98,7 +100,7 @@ class ModelFolder:
         """Raise EncoderError where none of the files exists: transformers would use a default."""
         if not any(self.files(name) for name in names):
             raise EncoderError(
-                f"encoder {self.what}",
+                self.title,
                 expected=f"its {role} ({' or '.join(names)})",
                 found=f"none in {self.path}",
                 do="copy it beside the weights",
@@ -130,38 +132,40 @@ def _digest(block: tuple[Path, int]) -> bytes:
         return hashlib.sha256(file.read(HASH_BLOCK)).digest()
 
 
-def find_model(family: str, model: str, weights: str, nested: bool = False) -> ModelFolder:
-    """The folder of encoder `family:model`; see ModelFolder for the other arguments.
+def find_model(
+    family: str, model: str, weights: str, nested: bool = False, use: str = "encoder"
+) -> ModelFolder:
+    """The folder of `family:model`; use: what it is called in messages; see ModelFolder for the
+    other arguments.
 
     Raises EncoderError where there is no such folder or id, where the hub does not answer and its
     cache has no copy, and where configuration or weights are missing.
     """
     what, name, path = f"{family}:{model}", f"{family}:{model}", Path(model).expanduser()
+    title = f"{use} {what}"
     if not model:
-        raise EncoderError(f"encoder {what}", expected="a folder or an id after the colon")
+        raise EncoderError(title, expected="a folder or an id after the colon")
     if path.is_dir():
         path = path.resolve()
         name = f"{family}:{path}"
     elif path.exists() or model.startswith(("/", ".", "~")):
         found = "a file" if path.exists() else "no such folder"
-        raise EncoderError(
-            f"encoder {what}", expected="a model folder", found=found, do="check the path"
-        )
+        raise EncoderError(title, expected="a model folder", found=found, do="check the path")
     else:
-        path = _from_hub(model, what, weights)
+        path = _from_hub(model, title, weights)
     if not any((path / name).is_file() for name in ("config.json", "modules.json")):
         raise EncoderError(
-            f"encoder {what}",
+            title,
             expected="a model folder with config.json",
             found=", ".join(sorted(os.listdir(path))[:5]) or "an empty folder",
             do="name the folder that save_pretrained or a download filled",
         )
-    folder = ModelFolder(name, what, path, weights, nested)
+    folder = ModelFolder(name, what, title, path, weights, nested)
     folder.require_weights()
     return folder
 
 
-def _from_hub(model: str, what: str, weights: str) -> Path:
+def _from_hub(model: str, title: str, weights: str) -> Path:
     name, _, revision = model.partition("@")
     wanted = [
         weights,
@@ -192,15 +196,14 @@ def _from_hub(model: str, what: str, weights: str) -> Path:
         do = "check the spelling and the network, or name the folder of a download"
     except OSError as error:
         found, do = f"no such folder, and from the hub: {first_sentence(error)}", "try again later"
-    raise EncoderError(
-        f"encoder {what}", expected="a model folder or a Hugging Face id", found=found, do=do
-    )
+    raise EncoderError(title, expected="a model folder or a Hugging Face id", found=found, do=do)
 
 
 @contextmanager
-def translating_load_errors(what: str, role: str) -> Iterator[list[str]]:
-    """A context for loading one part of a model: whatever the libraries raise becomes an
-    EncoderError. Yields the list that collects the warnings that they would have printed."""
+def translating_load_errors(title: str, role: str) -> Iterator[list[str]]:
+    """A context for loading one part of a model, `role` of `title`: whatever the libraries raise
+    becomes an EncoderError. Yields the list that collects the warnings that they would have
+    printed."""
     try:
         with capture_warnings() as warnings:
             yield warnings
@@ -210,7 +213,7 @@ def translating_load_errors(what: str, role: str) -> Iterator[list[str]]:
     except Exception as error:
         missing = isinstance(error, ImportError)
         raise EncoderError(
-            f"encoder {what}",
+            title,
             expected=f"{role} that can be loaded",
             found=first_sentence(error),
             do="install what it needs" if missing else mend_model(str(error)),

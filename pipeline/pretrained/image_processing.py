@@ -94,13 +94,13 @@ class SquareProcessing:
         side, short = _geometry(processor)
         if side is None:
             raise EncoderError(
-                f"encoder {what}",
+                what,
                 expected="an image processor that resizes, or resizes and crops, to a square",
                 found=f"{type(processor).__name__} {processor.to_dict()}",
             )
         if _square_side(vision.image_size) != side:
             raise EncoderError(
-                f"encoder {what}",
+                what,
                 expected=f"pictures of {vision.image_size} px, as config.json says",
                 found=f"an image processor that makes {side} px",
                 do="check that all files are of one model",
@@ -155,7 +155,7 @@ class PatchProcessing:
         patches = getattr(processor, "max_num_patches", None)
         if not patches or not processor.do_resize or processor.patch_size != vision.patch_size:
             raise EncoderError(
-                f"encoder {what}",
+                what,
                 expected=f"an image processor that cuts patches of {vision.patch_size} px",
                 found=f"{type(processor).__name__} {processor.to_dict()}",
                 do="check that all files are of one model",

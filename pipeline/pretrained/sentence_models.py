@@ -25,19 +25,20 @@ MAX_PIXELS = 2 << 20
 
 
 def load_network(
-    kind: type[N], model: str, settings: EncoderSettings
+    kind: type[N], model: str, settings: EncoderSettings, use: str = "encoder"
 ) -> tuple[ModelFolder, N, str, torch.device]:
     """A SentenceTransformer or a CrossEncoder of a folder or a hub id -> (its folder, the network,
-    its precision, its device). No code of the model's own is run.
+    its precision, its device); use: what it is called in messages. No code of the model's own is
+    run.
 
     Raises EncoderError or UsageError."""
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    folder = find_model("st", model, WEIGHTS, nested=True)
+    folder = find_model("st", model, WEIGHTS, nested=True, use=use)
     build: Any = kind
-    with translating_load_errors(folder.what, f"a {kind.__name__}") as warnings:
+    with translating_load_errors(folder.title, f"a {kind.__name__}") as warnings:
         network = build(
             str(folder.path),
             device=str(device),
@@ -56,7 +57,7 @@ def _require_all_weights(folder: ModelFolder, warnings: list[str]) -> None:
     lacking = sorted(line.split()[0] for line in lines if "| MISSING" in line)
     if lacking:
         raise EncoderError(
-            f"encoder {folder.what}",
+            folder.title,
             expected="all weights of the model",
             found=f"none for {lacking[0]}",
             do="check that all files are of one model",

@@ -79,7 +79,7 @@ class ImageTower:
         self.fingerprint = self.folder.fingerprint(self.preprocessing)
         ramp = np.arange(self.side, dtype=np.float32)[None, :, None] * (255 / self.side)
         pixels = np.broadcast_to(ramp, (3, self.side, self.side)).astype(np.uint8)
-        with translating_load_errors(self.folder.what, "an image model that encodes pictures"):
+        with translating_load_errors(self.folder.title, "an image model that encodes pictures"):
             probe = self([pixels, 255 - pixels])
         _require_finite(self.folder, probe.pooled, self.precision)
         self.width, self.token_width = probe.pooled.shape[-1], probe.tokens.shape[-1]
@@ -157,7 +157,7 @@ class TextTower:
         # models that take pictures too. Models of texts alone open nothing, and most kinds of
         # modules (StaticEmbedding, BoW, WordEmbeddings) fail at a text that is named.
         self._named = any(kind != "text" for kind in network.modalities)
-        with translating_load_errors(self.folder.what, "a text model that encodes texts"):
+        with translating_load_errors(self.folder.title, "a text model that encodes texts"):
             probe = self(PROBE_TEXTS)
         _require_finite(self.folder, probe.pooled, self.precision)
         self.width, self.token_width = probe.pooled.shape[-1], probe.tokens.shape[-1]
@@ -200,7 +200,7 @@ def _require_finite(folder: ModelFolder, pooled: Tensor, precision: str) -> None
     if not pooled.isfinite().all(dim=1).any():
         wide = precision == "float32"
         raise EncoderError(
-            f"encoder {folder.what}",
+            folder.title,
             expected="finite features, as a trial",
             found="NaN or infinity",
             do="fetch its weights again" if wide else "try --set encoder.precision=float32",
@@ -216,7 +216,7 @@ def _device_and_precision(settings: EncoderSettings) -> tuple[torch.device, str]
 
 def _vision(folder: ModelFolder, dtype: torch.dtype) -> Any:
     """The network that takes pixel_values; of a model of pictures and texts its vision tower."""
-    with translating_load_errors(folder.what, "an image model"):
+    with translating_load_errors(folder.title, "an image model"):
         network, report = transformers.AutoModel.from_pretrained(
             folder.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL
         )
@@ -225,7 +225,7 @@ def _vision(folder: ModelFolder, dtype: torch.dtype) -> Any:
     lacking = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if lacking or network.main_input_name != "pixel_values":
         raise EncoderError(
-            f"encoder {folder.what}",
+            folder.title,
             expected="an image model of transformers with all its weights",
             found=f"none for {lacking[0]}" if lacking else type(network).__name__,
             do="name the folder of a vision model, such as a ViT, a ResNet or a CLIP",
@@ -238,7 +238,7 @@ def _vision(folder: ModelFolder, dtype: torch.dtype) -> Any:
 def _processor(folder: ModelFolder) -> tuple[int, int, Scale]:
     """(S, resampling, scale) as the model's own image processor has them."""
     folder.require_one_of(("preprocessor_config.json", "processor_config.json"), "image processor")
-    with translating_load_errors(folder.what, "an image processor"):
+    with translating_load_errors(folder.title, "an image processor"):
         made: Any = transformers.AutoImageProcessor.from_pretrained(
             folder.path, backend="pil", **LOCAL
         )
@@ -246,7 +246,7 @@ def _processor(folder: ModelFolder) -> tuple[int, int, Scale]:
     side = getattr(size, "height", None) or getattr(size, "shortest_edge", None)
     if not side:
         raise EncoderError(
-            f"encoder {folder.what}",
+            folder.title,
             expected="an image processor that makes pictures of one size",
             found=f"{type(made).__name__} {made.to_dict()}"[:300],
         )
