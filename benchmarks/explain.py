@@ -2,12 +2,12 @@
 
     python -m benchmarks.explain --seed 9101 9102 9103 --samples 100 --deleted 20
 
-Located: in scenes of three things, none over 20 % of the picture, a text names one of them by kind
-and colour; is the hottest patch in its place? Deleted: the hottest patches are painted over first,
-by the scene's own background or by the picture's mean colour; how fast does the probability of a
-match fall, as the mean over all shares deleted, beside a random order? Word: a complete caption of
-the scene, in which one word is changed so that it is false; is that the word with the lowest
-relevance? The same for captions that say less. Half of the texts are Chinese.
+Located: in scenes of three things, each in its ninth of the picture, a text names one of them by
+kind and colour; is the hottest patch in its place? Deleted: the hottest patches are painted over
+first, by the scene's own background or by the picture's mean colour; how fast does the probability
+of a match fall, as the mean over all shares deleted, beside a random order? Word: a complete
+caption of the scene, in which one word is changed so that it is false; is that the word with the
+lowest relevance? The same for captions that say less. Half of the texts are Chinese.
 Prints JSON and writes benchmarks/results/explain.json.
 """
 

@@ -2,15 +2,16 @@
 
     python -m benchmarks.pocket_card
 
-Reads pocket_recall.json, pocket_joint.json and, for weights with a decoder, pocket_tasks.json and
-pocket_imagine.json of benchmarks/results, and prints their tables, which a test looks for in the
-card. Every figure has its standard error; of recalls, whose results have none, it is
-sqrt(p (1 - p) / queries).
+Reads pocket_recall.json, pocket_joint.json, explain.json and, for weights with a decoder,
+pocket_tasks.json and pocket_imagine.json of benchmarks/results, and prints their tables, which a
+test looks for in the card. Every figure has its standard error; of shares whose results have none
+it is sqrt(p (1 - p) / queries), of other means that of the seeds.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -116,13 +117,59 @@ def task_tables(found: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def imagine_tables(found: dict[str, Any]) -> Iterator[str]:
-    """What the decoder draws, beside true pictures."""
-    errors = found["standard_errors"]
+def explain_tables(found: dict[str, Any]) -> Iterator[str]:
+    """What explanations point at."""
+    mean, count = found["mean"], found["samples"] * len(found["seeds"])
+    pointed = (
+        ("the hottest patch lies on the thing named, of three", mean["located"]["grad-eclip"]),
+        ("the changed word has the lowest relevance", mean["word"]["default"]),
+        ("the same, captions that say less", mean["word, partial captions"]["default"]),
+    )
     yield _table(
-        (f"{found['captions']} captions", "drawn pictures", "true pictures"),
+        (f"{count} pictures and texts", "all", *LANGUAGES.values()),
         [
-            (claim, *(format_share(found[key], errors[key]) for key in (name, f"true_{name}")))
+            (
+                claim,
+                *(
+                    format_share(of[group][0], _error_of_share(of[group][0], number))
+                    for group, number in (
+                        ("all", count),
+                        *dict.fromkeys(LANGUAGES, count // 2).items(),
+                    )
+                ),
+            )
+            for claim, of in pointed
+        ],
+    )
+    yield _table(
+        (
+            "mean probability of a match while patches are painted over",
+            "hottest first",
+            "random order",
+        ),
+        [
+            (
+                f"by the {filling}",
+                *(_of_seeds(found, filling, order) for order in ("grad-eclip", "random")),
+            )
+            for filling in mean["deleted"]
+        ],
+    )
+
+
+def _of_seeds(found: dict[str, Any], filling: str, order: str) -> str:
+    values = [seed["deleted"][filling][order] for seed in found["seeds"].values()]
+    return format_share(statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5)
+
+
+def imagine_tables(found: dict[str, Any]) -> Iterator[str]:
+    """What the decoder draws, beside true pictures and those through the codes that it draws by."""
+    errors = found["standard_errors"]
+    ways = {"": "drawn pictures", "coded_": "true pictures by codes", "true_": "true pictures"}
+    yield _table(
+        (f"{found['captions']} captions", *ways.values()),
+        [
+            (claim, *(format_share(found[way + name], errors[way + name]) for way in ways))
             for name, claim in (
                 ("r1", "a true caption is found first, among 100, by another model"),
                 ("agrees", "background, colours and places of the pixels agree with the caption"),
@@ -134,6 +181,7 @@ def imagine_tables(found: dict[str, Any]) -> Iterator[str]:
 TABLES = {
     "pocket_recall.json": recall_tables,
     "pocket_joint.json": joint_tables,
+    "explain.json": explain_tables,
     "pocket_tasks.json": task_tables,
     "pocket_imagine.json": imagine_tables,
 }
@@ -144,8 +192,11 @@ def _by_language(of: dict[str, Any]) -> list[tuple[Any, str]]:
 
 
 def _recalls(of: dict[str, float], queries: int) -> list[str]:
-    errors = {name: (of[name] * (1 - of[name]) / queries) ** 0.5 for name in RECALLS}
-    return [format_share(of[name], errors[name]) for name in RECALLS]
+    return [format_share(of[name], _error_of_share(of[name], queries)) for name in RECALLS]
+
+
+def _error_of_share(share: float, count: int) -> float:
+    return (share * (1 - share) / count) ** 0.5
 
 
 def _named(of: dict[str, float], name: str) -> str:

@@ -57,9 +57,9 @@ HELP = """
   chiasm ask photos.chiasm "what is it doing?" --about "a dog on a beach"
   chiasm ask 'crawled/*.tar' "is there a boat?" --to boats
 
-Answers a question about a picture, or about a collection: then pictures are searched for by what
-the question is about, each is asked, the answer is that of the first, and all are named; where
-nothing matches, nothing is answered. Without a question, stdin has a pair a line: a JSON object
+Answers a question about a picture or a collection. In a collection, it searches for pictures by
+what the question is about and asks each of them. It gives the first answer and names every picture;
+where nothing matches, it gives none. Without a question, stdin has a pair a line: a JSON object
 with "image" and "question", or the two with a tab between them.
 
 With --to, the question is the last argument, and those before it are WebDataset tars: it is

@@ -30,10 +30,9 @@ HELP = """
   chiasm explain boat.png "a green boat at sea" --json
   chiasm explain - -o maps/ < pairs.jsonl
 
-Why a picture and a text have the score that they have: heat over the patches that the cosine of the
-two vectors rests on, and shades under the words, warm where they speak for the pair, cold where
-they speak against it. Of a model that matches, words are explained by the log odds of a match: what
-they lose without the word.
+Shows why a picture and a text have their score: a heat map of the patches that the cosine of the
+two vectors rests on, and shaded words. Warm words support the pair, cold words speak against it.
+If the model matches, a word's default score is what the log odds of a match lose without it.
 
 - for IMAGE or TEXT reads lines of stdin; without TEXT, a line is a pair: a JSON object with "image"
 and "text", or the two with a tab between them. -o is then the folder of the drawings: 000001.png is

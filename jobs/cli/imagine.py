@@ -27,9 +27,9 @@ HELP = """
   chiasm imagine "a red boat under a moon" -o boat.png
   chiasm imagine - -o pictures/ < captions.txt
 
-Draws what a text says, as a PNG: several pictures at random, of which the model keeps the one that
-the text fits best. Of captions on stdin, a line each, -o is the folder of the pictures: 000001.png
-is that of the first caption that was drawn."""
+Draws what a text says, as a PNG. A model that matches samples several pictures and keeps the one
+that fits the text best. With a caption a line on stdin, -o is a folder: 000001.png is the first
+picture that was drawn."""
 
 Candidates = Annotated[
     int | None,

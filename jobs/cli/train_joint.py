@@ -51,11 +51,12 @@ HELP = """
   chiasm train joint 'photos/*.tar' --start pocket --to mine
 
 With --towers an encoder stays as it is; a fusion and matching are learned from its vectors, in
-minutes on a CPU. Use the result with --encoder joint:DIR. Without, towers are learned too, and,
-where json has questions, translations or sentiment, a decoder; use it with --encoder pocket:DIR,
-and with --model pocket:DIR where an answer is written.
-Of ten pictures one is held out and one chooses the mean's weight; a joint vector that does not beat
-the best weighted mean on those held out becomes that mean. It learns in one process. Kill it and
+minutes on a CPU. Use the result with --encoder joint:DIR. Without --towers, towers are trained too,
+and a decoder where json has questions, translations or sentiment: use it with --encoder pocket:DIR,
+and with --model pocket:DIR for answers.
+A tenth of the pictures is held out; another tenth is for validation, which sets the mean's weight.
+A joint vector that does not clearly beat the best weighted mean on the held-out tenth becomes that
+mean. Training runs in one process. Kill it and
 run it again: it goes on from its last checkpoint."""
 
 USES = (
@@ -104,7 +105,7 @@ def train_joint(
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option(help="Towers begin as those of pocket or of a model folder. (default: new)"),
+        typer.Option(help="Begin with the weights of pocket or of a model folder. (default: new)"),
     ] = None,
     caption_field: CaptionField = None,
     steps: Steps = None,

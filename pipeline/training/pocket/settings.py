@@ -101,7 +101,7 @@ class TrainSettings:
         )
     )
     examples: Mapping[str, float] = field(
-        default_factory=lambda: {"ask": 4, "caption": 0.25, "translate": 1.5, "imagine": 1}
+        default_factory=lambda: {"ask": 5, "caption": 0.25, "translate": 3, "imagine": 0.5}
     )
     pictures: Mapping[str, int] = field(default_factory=lambda: {"sentiment": 8})
 
