@@ -212,6 +212,7 @@ def _image_tokens_stage(settings: TrainSettings) -> Stage:
 
 def _decoder_stage(settings: TrainSettings) -> Stage:
     tasks = task_settings(settings)
+    names = (*tasks.examples, *tasks.pictures)
     return Stage(
         "decoder",
         settings.decoder_steps,
@@ -219,7 +220,7 @@ def _decoder_stage(settings: TrainSettings) -> Stage:
         task_batch,
         DECODER,
         Objective.decoder_losses,
-        {name: LossWeight(TASK_WEIGHTS.get(name, 1.0)) for name in (*tasks.examples, *tasks.pictures)},
+        {name: LossWeight(TASK_WEIGHTS.get(name, 1.0)) for name in names},
         evaluation=decoder_accuracy,
         evaluate_every=settings.decoder_evaluate_every,
         cycles=settings.decoder_cycles,
