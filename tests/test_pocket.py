@@ -91,6 +91,14 @@ def test_the_fingerprint_is_that_of_the_collections_it_made(pocket):
     assert pocket.fingerprint == "9080e2c688c3115535241f04a1d379c7"
 
 
+@pytest.mark.parametrize(
+    "name", ["pocket_recall", "pocket_joint", "pocket_tasks", "pocket_imagine", "explain"]
+)
+def test_the_figures_of_the_card_are_of_the_weights_that_ship(pocket, name):
+    result = json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
+    assert result["fingerprint"] == pocket.fingerprint
+
+
 def test_the_fingerprint_covers_weights_and_tokenizer(pocket, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(SHIPPED, folder)
