@@ -40,7 +40,7 @@ IMAGE_TOKEN_WEIGHTS = {"pixels": 4.0, "edges": 0.5, "features": 0.3}
 IMAGE_TOKENS_RATE = 3.0  # a few convolutions bear three times the rate of transformers
 # Of the decoder's losses; others 1. Most of what codes and captions lose is left open by what they
 # are written from, so that it outweighs the others. With this and twice as many translations, 1,800
-# more steps took translations from 0.889 to 0.936, questions from 0.965 to 0.978 (2,700 scenes).
+# more steps took translations from 0.889 to 0.936, questions from 0.965 to 0.978 (900 scenes).
 TASK_WEIGHTS = {"ask": 3.0, "translate": 3.0}
 PROBE_FLOOR = 0.1  # of the probes' weight, at the end of the first stage
 # Prefixes of the names of those parameters of `Objective` that a stage trains.
