@@ -27,8 +27,12 @@ from chiasm.pipeline.metrics import ranks_of, reordered, right_at, top_k
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
-from chiasm.pipeline.training.paired import cross_fitted, named_share, recalls_with_errors
-from chiasm.pipeline.training.pocket.joint_task import TEXT_WEIGHTS
+from chiasm.pipeline.training.paired import (
+    TEXT_WEIGHTS,
+    cross_fitted,
+    named_share,
+    recalls_with_errors,
+)
 from tests.support.encoding import (
     encode_images,
     encode_joint,

@@ -10,8 +10,8 @@ each, the mean of theirs, so that there is nothing to attend to. `unregularised`
 tokens, none left out.
 Asked on the pictures held out, with their first captions, by their other captions: R@k of picture,
 mean and fusion with standard errors over pictures, and queries that the fusion answers first and
-the mean does not, and the other way. The mean's weight and hubness power, which are the fusion's
-too, are selected on the queries of the other half of the pictures. Prints JSON and writes
+the mean does not, and the other way. The mean's weight, and the hubness power of both, are selected
+on the queries of the other half of the pictures. Prints JSON and writes
 benchmarks/results/two_tower_fusions.json.
 """
 
@@ -36,10 +36,11 @@ from chiasm.pipeline.training.paired import recalls_with_errors
 from chiasm.pipeline.training.two_tower import loop as train
 from chiasm.pipeline.training.two_tower.prepare import Statistics, survey
 from chiasm.pipeline.training.two_tower.select import (
+    best_mean,
     fused_vectors,
     gallery,
     ranks,
-    select_mean,
+    select_power,
 )
 from chiasm.pipeline.training.two_tower.stream import pack, stream
 from chiasm.pipeline.training.two_tower.trainer import TrainSettings
@@ -121,11 +122,13 @@ def measured(
         rows = displayed.rows.numpy()
         mean, ours = np.zeros((2, len(rows)), dtype=np.int64)
         for half in (0, 1):
-            select_mean(network, queries_of_half(displayed, 1 - half))
-            weights.append(network.config.text_weight)
+            other = queries_of_half(displayed, 1 - half)
+            select_power(network, other)
+            weight, _ = best_mean(network, other)
+            weights.append(weight)
             powers.append(network.config.hubness_power)
             for found, vectors in (
-                (mean, network.mean(displayed.text, displayed.image)),
+                (mean, displayed.mean(weight)),
                 (ours, fused_vectors(network, held_out, displayed)),
             ):
                 of_half = rows % 2 == half

@@ -10,8 +10,8 @@ pictures of the fold that are learned from (Deerwester et al., Indexing by Laten
 training goes on from its checkpoint.
 
 Of the pictures held out, how many queries find theirs first: `joint`, pictures with first captions
-by the other captions, text weight and hubness power selected on one half of the pictures and
-measured on the other; `picture`, pictures alone by all captions; `matched`, the first 20 of these
+by the other captions, hubness power selected on one half of the pictures and measured on the
+other; `picture`, pictures alone by all captions; `matched`, the first 20 of these
 matched again, by weights fitted on the other half. Prints base minus variant in points, with the
 standard error over pictures, and writes benchmarks/results/two_tower_pieces.json.
 """
@@ -134,7 +134,7 @@ def fit(found: list[Photo], tower: str, fold: int, training: str, steps: int, fo
             checkpoint=work / "state", device=CPU,
         )  # fmt: skip
     pairs = stream([path], expanded=work / "expanded")
-    return Fold(network, merge_copies(pair for pair in pairs if pair.held_out), [path])
+    return Fold(network, merge_copies(pair for pair in pairs if pair.held_out))
 
 
 def pairs_of(found: list[Photo], tower: str, fold: int) -> Iterator[Pair]:

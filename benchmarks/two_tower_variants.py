@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,18 +14,9 @@ import torch
 from torch import Tensor
 
 from chiasm.pipeline.training.two_tower import select
-from chiasm.pipeline.training.two_tower.ridge import Ridge
-from chiasm.pipeline.training.two_tower.stream import (
-    Pair,
-    blocks,
-    ids_of,
-    images_of,
-    learnable,
-    mean_by_picture,
-    stream,
-)
-from chiasm.pipeline.two_tower.earlier import FormatSixNetwork
-from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
+from chiasm.pipeline.training.two_tower.stream import Pair
+from chiasm.pipeline.two_tower.earlier import FormatSevenNetwork, FormatSixNetwork
+from chiasm.pipeline.two_tower.network import TwoTowerNetwork
 
 CPU = torch.device("cpu")
 JOINT, MATCHED = ("joint", "picture"), ("matched",)
@@ -34,11 +24,10 @@ JOINT, MATCHED = ("joint", "picture"), ("matched",)
 
 @dataclass(frozen=True)
 class Fold:
-    """A fold after training: the network, the pictures held out, all paths of features."""
+    """A fold after training: the network and the pictures held out."""
 
     network: TwoTowerNetwork
     pairs: list[Pair]
-    paths: list[Path]
 
 
 # Metrics: of each picture held out how many of its queries find it first, as a string of digits.
@@ -55,9 +44,10 @@ def joint(fold: Fold) -> str:
     found = select.gallery(fold.network, fold.pairs)
     rows, right = found.rows.numpy(), np.zeros(len(found.rows), dtype=bool)
     for half in (0, 1):
-        select.select_mean(fold.network, queries_of_half(found, 1 - half))
-        mean = fold.network.reduce_hubness(fold.network.mean(found.text, found.image))
-        right = np.where(rows % 2 == half, select.ranks(found, mean) < 1, right)
+        select.select_power(fold.network, queries_of_half(found, 1 - half))
+        mean = fold.network.mean(found.text, found.image)
+        ranks = select.ranks(found, fold.network.reduce_hubness(mean))
+        right = np.where(rows % 2 == half, ranks < 1, right)
     return of_pictures(right, rows, len(fold.pairs))
 
 
@@ -125,6 +115,22 @@ def without_image_head(fold: Fold) -> Iterator[Fold]:
 
 
 @contextmanager
+def weighted_mean(fold: Fold) -> Iterator[Fold]:
+    """The mean's weight selected, too, on the same half."""
+
+    def select_both(network: TwoTowerNetwork, found: select.Gallery) -> np.ndarray:
+        select_power(network, found)
+        weight, ranks = select.best_mean(network, found)
+        network.config = replace(network.config, text_weight=weight)
+        return ranks
+
+    select_power = select.select_power
+    with patched(select, select_power=select_both):
+        yield fold
+    fold.network.config = replace(fold.network.config, text_weight=0.5)
+
+
+@contextmanager
 def without_augmentation(fold: Fold) -> Iterator[Fold]:
     yield replace(fold, pairs=[replace(pair, augmented=pair.image) for pair in fold.pairs])
 
@@ -139,37 +145,19 @@ def without_absent_words(fold: Fold) -> Iterator[Fold]:
         yield fold
 
 
-class RidgeToo(FormatSixNetwork):
-    """Words by kernel ridge and by the network, with one weight."""
-
-    match_features = TwoTowerNetwork.match_features
-
-    def __init__(self, config: TwoTowerConfig) -> None:
-        super().__init__(config)
-        self.match_weights = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
-
-
 class FourBands(FormatSixNetwork):
-    """Words by the network, with a weight a band."""
+    """Words by the network alone, with a weight a band."""
 
-    image_evidence = TwoTowerNetwork.image_evidence
+    word_shares = FormatSevenNetwork.word_shares
 
 
 @contextmanager
-def as_network(fold: Fold, kind: type[FormatSixNetwork]) -> Iterator[Fold]:
-    """The fold with another network of the same weights, and words by kernel ridge solved."""
-    network, config = kind(fold.network.config), fold.network.config
+def as_network(fold: Fold, kind: type[TwoTowerNetwork]) -> Iterator[Fold]:
+    """The fold with another network of the same weights; match weights are fitted anew."""
+    network = kind(fold.network.config)
     weights = fold.network.state_dict()
     del weights["match_weights"]
     network.load_state_dict(weights, strict=False)
-    if kind is not FourBands:
-        with torch.inference_mode():
-            ridge = Ridge(config.landmarks, config.words, folds=1, device=CPU)
-            for block in blocks(learnable(stream(fold.paths), every_sample=False)):
-                shares = mean_by_picture(network.bag_of_words(ids_of(block)), block)
-                ridge.add(network.kernel(network.sqrt_features(images_of(block))), shares)
-            penalty = network.kernel.similarity(network.kernel.landmarks)
-            network.get_parameter("kernel.word_shares").copy_(ridge.solve(penalty))
     yield replace(fold, network=network.eval())
 
 
@@ -179,10 +167,10 @@ UNTRAINED: dict[str, tuple[Change, tuple[str, ...]]] = {
     "no kernel ridge": (without_kernel, JOINT),
     "no image head": (without_image_head, JOINT),
     "no hubness reduction": (partial(selected_from, POWERS=(0.0,)), ("joint",)),
-    "even mean": (partial(selected_from, WEIGHTS=(0.5,)), ("joint",)),
+    "best weighted mean": (weighted_mean, ("joint",)),
     "no test-time augmentation": (without_augmentation, MATCHED),
     "no absent words": (without_absent_words, MATCHED),
-    "words by ridge too": (partial(as_network, kind=RidgeToo), MATCHED),
-    "four bands": (partial(as_network, kind=FourBands), MATCHED),
-    "words by ridge too, four bands": (partial(as_network, kind=FormatSixNetwork), MATCHED),
+    "words by the network alone": (partial(as_network, kind=FormatSevenNetwork), MATCHED),
+    "four bands": (partial(as_network, kind=FormatSixNetwork), MATCHED),
+    "words by the network alone, four bands": (partial(as_network, kind=FourBands), MATCHED),
 }

@@ -29,6 +29,7 @@ from chiasm.pipeline.scenes.claims import holds, holds_matrix
 from chiasm.pipeline.scenes.parse import parse_caption
 from chiasm.pipeline.scenes.words import LANGUAGES, caption, plan, render_caption
 from chiasm.pipeline.scenes.world import WORLD_1, WORLD_2, gallery, stream
+from chiasm.pipeline.training.paired import TEXT_WEIGHTS
 from chiasm.pipeline.training.pocket import (
     calibrate,
     evaluate_fusion,
@@ -39,7 +40,6 @@ from chiasm.pipeline.training.pocket import (
 from chiasm.pipeline.training.pocket.calibrate import wins
 from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batch
 from chiasm.pipeline.training.pocket.joint_task import (
-    TEXT_WEIGHTS,
     JointTask,
     JointVectors,
     best_text_weight,

@@ -285,7 +285,7 @@ def test_a_folder_of_two_towers_is_refused_as_a_joint_model_in_one_line(tmp_path
         JointModel.load(str(tmp_path))
     assert str(caught.value) == (
         f"model folder {tmp_path}: expected a chiasm joint model 2 or 1, as chiasm train pocket "
-        f"writes, found a chiasm two-tower model 7; load it as an encoder: two-tower:{tmp_path}"
+        f"writes, found a chiasm two-tower model 8; load it as an encoder: two-tower:{tmp_path}"
     )
 
 

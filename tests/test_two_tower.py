@@ -115,8 +115,7 @@ def test_the_folder_is_an_encoder_that_finds_and_matches(trained):
     assert np.allclose(np.linalg.norm(joint, axis=1), 1, atol=1e-5)
     assert not image[:, -1].any() and not text[:, -1].any()
     assert not report["fusion_ships"]
-    weight, network = report["text_weight"], encoder._network
-    mean = mean_of((1 - weight) * image, weight * text)
+    network, mean = encoder._network, mean_of(image, text)
     for power in (0.0, 0.5):
         network.config = replace(network.config, hubness_power=power)
         joint = encode_joint(encoder, pixels, texts)

@@ -25,6 +25,8 @@ from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.training.paired import TEXT_WEIGHTS, wins_by_one_standard_error
+from chiasm.pipeline.training.two_tower import select as selecting
 from chiasm.pipeline.training.two_tower import trainer
 from chiasm.pipeline.training.two_tower.copies import one_pair_a_picture
 from chiasm.pipeline.training.two_tower.features import (
@@ -41,7 +43,7 @@ from chiasm.pipeline.training.two_tower.loop import (
     train_two_tower,
 )
 from chiasm.pipeline.training.two_tower.resume import require_same
-from chiasm.pipeline.training.two_tower.select import gallery, ranks, reranked, select
+from chiasm.pipeline.training.two_tower.select import best_mean, gallery, ranks, reranked, select
 from chiasm.pipeline.training.two_tower.stream import Pair, pack, stream
 from chiasm.pipeline.training.two_tower.trainer import Training, TrainSettings
 from chiasm.pipeline.two_tower.checkpoint import load_two_tower, save_two_tower
@@ -116,6 +118,35 @@ def test_recalls_have_the_standard_errors_of_pictures():
     assert figures["matching"].keys() == {
         "r1_before", "r1_before_error", "r1_after", "r1_after_error",
     }  # fmt: skip
+
+
+def test_a_fusion_has_to_beat_the_best_weighted_mean(monkeypatch):
+    """Pictures say nothing here, captions much: a fusion that leaves pictures out beats the even
+    mean, which ships, and is no better than the best weighted mean, so it does not."""
+    network, pairs = network_of(), pairs_of(60, captions=4)
+    with torch.no_grad():
+        network.heads.text.out.weight.zero_()
+        network.heads.text.skip.weight.copy_(torch.eye(8, 7))
+    for pair in pairs:
+        pair.text.copy_(pair.text[:1] + 0.3 * pair.text)
+    found = gallery(network, pairs)
+    rows = found.rows.numpy()
+    monkeypatch.setattr(selecting, "fused_vectors", lambda *_: found.text)
+    selection = select(network, pairs)
+    figures = selection.figures
+    of = {weight: network.reduce_hubness(found.mean(weight)) for weight in TEXT_WEIGHTS}
+    of_fusion = ranks(found, of[1.0]) < 1
+    assert wins_by_one_standard_error(of_fusion, ranks(found, of[0.5]) < 1, rows)
+    assert not selection.fusion and not figures["fusion_ships"]
+    assert figures["text_weight"] > 0.6 and network.config.text_weight == 0.5
+    assert figures["mean"]["r1"] == round((ranks(found, of[0.5]) < 1).mean(), 4)
+    reciprocals = {weight: (1 / (1 + ranks(found, each))).mean() for weight, each in of.items()}
+    weight, of_best = best_mean(network, found)
+    assert weight == figures["text_weight"] == max(reciprocals, key=reciprocals.__getitem__)
+    assert (of_best == ranks(found, of[weight])).all()
+    assert figures["best_mean"]["r1"] == round((of_best < 1).mean(), 4) > figures["mean"]["r1"]
+    monkeypatch.setattr(selecting, "best_mean", lambda *_: (0.0, ranks(found, of[0.0])))
+    assert select(network, pairs).fusion
 
 
 def test_vectors_that_are_nan_find_no_picture_by_matching_either():
@@ -435,11 +466,11 @@ def test_a_training_of_an_older_version_is_not_split_again_in_silence(begun):
         "another version of chiasm; train into another folder"
     )
     (folder / SETTINGS).write_text(json.dumps(facts | {"format": "chiasm two-tower model 9"}))
-    with pytest.raises(UsageError, match="two-tower model 7, found chiasm two-tower model 9, by"):
+    with pytest.raises(UsageError, match="two-tower model 8, found chiasm two-tower model 9, by"):
         train_two_tower(settings, shards, folder, lambda line: None)
 
 
-def folder_of_format_6(folder):
+def folder_of_format(folder, number):
     """A model folder as chiasm wrote it: names, shapes and values by hand."""
     torch.manual_seed(3)
     draw = lambda *shape: (0.4 * torch.randn(shape)).half()  # noqa: E731
@@ -457,27 +488,32 @@ def folder_of_format_6(folder):
         "words.weight": (5, 6), "words.bias": (5,), "words.net.1.weight": (6, 6),
         "words.net.1.bias": (6,),
     }  # fmt: skip
+    if number == 7:
+        del shapes["kernel.shares"]
     tensors = {name: draw(*shape) for name, shape in shapes.items()}
     tensors["kernel.spread"] = tensors["kernel.spread"].abs() + 0.5
     tensors["expansion.rarity"] = torch.rand(5)
     tensors["word_ids"] = torch.arange(5)
     tensors["usual"] = torch.tensor([0.0005, 0.01, 0.1, 0.3, 0.6])  # a word in every band
-    tensors["evidence"] = torch.tensor([-1.0, 2.0, 0.9, 0.7, 0.5, 0.3, 0.2])
+    bands = [0.9, 0.7, 0.5, 0.3] if number == 6 else [0.9]
+    tensors["evidence"] = torch.tensor([-1.0, 2.0, *bands, 0.2])
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    fields = asdict(replace(CONFIG, fusion=None))
+    fields = asdict(replace(CONFIG, fusion=None, text_weight=0.65))
     for name, saved in (
         ("sqrt_features", "root"), ("query_bank", "asked"), ("hubness_power", "hub_power"),
     ):  # fmt: skip
         fields[saved] = fields.pop(name)
-    fields = {"format": "chiasm two-tower model 6", **fields}
+    fields = {"format": f"chiasm two-tower model {number}", **fields}
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     return {name: tensor.double() for name, tensor in tensors.items()}
 
 
-def test_a_folder_of_format_6_matches_as_it_did(tmp_path):
-    """Words by two sources and in four bands, from the files' own tensors, by the formula."""
-    saved = folder_of_format_6(tmp_path / "old")
+@pytest.mark.parametrize("number", [6, 7, 8])
+def test_a_folder_of_every_format_matches_as_it_did(tmp_path, number):
+    """Formats 6 and 8 have words by two sources, 7 by one, and 6 has four bands: from the files'
+    own tensors, by the formula. The mean's weight is the folder's."""
+    saved = folder_of_format(tmp_path / "old", number)
     network = load_two_tower(tmp_path / "old")
     pairs = pairs_of(4, captions=1)
     pooled = torch.stack([pair.augmented for pair in pairs])
@@ -488,22 +524,27 @@ def test_a_folder_of_format_6_matches_as_it_did(tmp_path):
         logits = network.match_logits(network.match_features(text, bag, evidence))
     z = (pooled.double() - saved["kernel.shift"]) / saved["kernel.spread"]
     near = torch.exp(2 * (functional.normalize(z, dim=-1) @ saved["kernel.landmarks"].T - 1))
-    ridge = saved["usual"] + near @ saved["kernel.shares"]
     hidden = functional.gelu(z @ saved["words.net.1.weight"].T + saved["words.net.1.bias"])
     by_network = (hidden @ saved["words.weight"].T + saved["words.bias"]).sigmoid()
-    p = (ridge.clamp(1e-3, 1 - 1e-3) + by_network) / 2
+    p = by_network.clamp(1e-3, 1 - 1e-3)
+    if number != 7:
+        ridge = saved["usual"] + near @ saved["kernel.shares"]
+        p = (ridge.clamp(1e-3, 1 - 1e-3) + by_network) / 2
     q = saved["usual"].clamp(1e-3, 1 - 1e-3)
     bias, similarity, *bands, absent = saved["evidence"].tolist()
     cosines = (text.double() @ network.image_vectors(pooled).double().T).tolist()
     for t in range(4):
         for i in range(4):
             wanted = bias + similarity * cosines[t][i]
-            for w, band in enumerate([0, 1, 2, 3, 3]):
+            for w, band in enumerate([0, 1, 2, 3, 3] if number == 6 else [0] * 5):
                 if bag[t, w]:
                     wanted += bands[band] * float(torch.log(p[i, w] / q[w]))
                 else:
                     wanted += absent * float(torch.log((1 - p[i, w]) / (1 - q[w])))
             assert float(logits[t, i]) == pytest.approx(wanted, abs=1e-4)
+    vectors = network.image_vectors(pooled)
+    mean = functional.normalize(0.65 * text + 0.35 * vectors, dim=-1)
+    assert torch.allclose(network.mean(text, vectors), mean, atol=1e-6)
     save_two_tower(tmp_path / "again", network)
     for name in ("model.safetensors", "config.json"):
         ours, theirs = (tmp_path / which / name for which in ("again", "old"))

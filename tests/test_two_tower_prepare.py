@@ -36,7 +36,7 @@ from chiasm.pipeline.training.two_tower.stream import (
 )
 from chiasm.pipeline.two_tower.expansion import KERNEL_WEIGHT, SHARPNESS, WORD_WEIGHT
 from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
-from chiasm.pipeline.two_tower.network import TwoTowerConfig
+from chiasm.pipeline.two_tower.network import CLAMP, TwoTowerConfig
 
 CPU = EncoderSettings(device="cpu", precision="float32")
 READ = ReadSettings()
@@ -127,6 +127,15 @@ def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(f
         )
         ours = network.kernel(x.float()).double()
         assert torch.allclose(ours @ network.kernel.vectors.double(), kernel @ books, atol=5e-3)
+        shares = torch.stack([network.bag_of_words(p.ids).mean(0) for p in pairs]).double()
+        books = torch.linalg.solve(
+            kernel + solving.RIDGE * torch.eye(count), shares - shares.mean(0)
+        )
+        assert torch.allclose(ours @ network.kernel.word_shares.double(), kernel @ books, atol=5e-3)
+        predicted = network.word_prior + kernel.float() @ books.float()
+        by_network = network.word_classifier(network.kernel.standardised(x.float())).sigmoid()
+        both = (predicted.clamp(CLAMP, 1 - CLAMP) + by_network) / 2
+        assert torch.allclose(network.word_shares(x.float()), both, atol=5e-3)
     # By the way captions were drawn, one a picture, by which hubs are known.
     bank = network.hubness.query_bank
     alike = torch.stack([(network.heads.texts(p.text.float()) @ bank.T).amax(0) for p in pairs])

@@ -28,7 +28,7 @@ from chiasm.pipeline.model.checkpoint import (
     tensors_in_files,
     write_file,
 )
-from chiasm.pipeline.two_tower.earlier import FormatSixNetwork
+from chiasm.pipeline.two_tower.earlier import FormatSevenNetwork, FormatSixNetwork
 from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 FILES = (WEIGHTS, CONFIG)
@@ -36,7 +36,8 @@ FILES = (WEIGHTS, CONFIG)
 # `expansion.py` and `hubness.py`, CLAMP of `network.py`, CROP_MARGIN, TOKEN_GRID and MAX_TOKENS of
 # `frozen_towers.py`.
 FORMAT = TwoTowerNetwork.format
-NETWORKS = {kind.format: kind for kind in (TwoTowerNetwork, FormatSixNetwork)}  # all that are read
+READ = (TwoTowerNetwork, FormatSevenNetwork, FormatSixNetwork)
+NETWORKS = {kind.format: kind for kind in READ}
 EXACT = ("match_weights", "word_prior", "word_ids", "expansion.idf")  # small, or whole numbers
 TENSOR_NAMES = {
     "word_prior": "usual",

@@ -8,13 +8,14 @@ e is a caption's vector after expansion (`expansion.py`). x is standardised, and
 features are never negative (Perronnin et al., Improving the Fisher Kernel, 2010). h are linear plus
 one hidden layer, trained by contrast. k is solved in closed form (Williams and Seeger, Using the
 Nystrom Method, 2001): it fits thousands of pictures without overfitting. Its errors differ from
-those of h, and their sum is better than either. A joint vector is the weighted mean of both
-vectors, or the output of a fusion of their tokens, after hubness reduction (`hubness.py`), which
+those of h, and their sum is better than either. A joint vector is the mean of both vectors, or the
+output of a fusion of their tokens, after hubness reduction (`hubness.py`), which
 owns the last dimension: v and t are 0 there, and only `reduce_hubness` adds it.
 
 Matching weighs every token of the text: is it likelier of this picture than of any? p_w(x) is the
-share of such pictures' captions that contain token w, as a small network predicts it; q_w, the
-word's prior, is its share over all pictures.
+share of such pictures' captions that contain token w: the mean of what a small network and the same
+kernel ridge predict, which err differently too. q_w, the word's prior, is its share over all
+pictures.
 
     logit = b + a v.t + c sum_{w in text} log(p_w / q_w)
                       + d sum_{w not in text} log((1 - p_w) / (1 - q_w))
@@ -51,8 +52,8 @@ class TwoTowerConfig:
     image, text: the frozen towers' names, whose fingerprints follow; widths: of pooled features and
     of tokens; sqrt_features: are image features square-rooted; landmarks: M; text_landmarks: of
     expansion, 0 for none; query_bank: N of `hubness.py`; words: V, tokens with word evidence; dim:
-    E, of what is indexed; text_weight: of the text in the mean; hubness_power: p of `hubness.py`;
-    fusion: None where the mean was as good.
+    E, of what is indexed; text_weight: of the text in the mean, 0.5 but in formats of `earlier.py`;
+    hubness_power: p of `hubness.py`; fusion: None where a mean was as good.
     """
 
     image: str
@@ -147,6 +148,8 @@ class Kernel(nn.Module):
         self.mean = nn.Parameter(torch.zeros(width), requires_grad=False)
         self.std = nn.Parameter(torch.ones(width), requires_grad=False)
         self.vectors = nn.Parameter(torch.zeros(size, config.space), requires_grad=False)
+        # Of captions with each word, less its prior.
+        self.word_shares = nn.Parameter(torch.zeros(size, config.words), requires_grad=False)
 
     def standardised(self, x: Tensor) -> Tensor:
         """Output of `sqrt_features` (B, D) -> (B, D), standardised feature by feature."""
@@ -201,7 +204,7 @@ class TwoTowerNetwork(nn.Module):
     """All of it. For training: dropout of the heads, token_dropout of the fusion's tokens. format:
     what `checkpoint` writes."""
 
-    format = "chiasm two-tower model 7"
+    format = "chiasm two-tower model 8"
 
     def __init__(
         self, config: TwoTowerConfig, dropout: float = 0.0, token_dropout: float = 0.0
@@ -269,15 +272,18 @@ class TwoTowerNetwork(nn.Module):
     def image_evidence(self, pooled: Tensor) -> ImageEvidence:
         """pooled (B, D) after test-time augmentation (`ImageTower.augmented`) -> input of
         `match_features`."""
-        x = self.kernel.standardised(self.sqrt_features(pooled))
-        return self.evidence(pooled, self.word_classifier(x).sigmoid())
-
-    def evidence(self, pooled: Tensor, shares: Tensor) -> ImageEvidence:
-        """pooled (B, D) and the predicted share of captions with each word (B, V), p_w."""
+        shares = self.word_shares(self.sqrt_features(pooled))
         p, q = (item.clamp(CLAMP, 1 - CLAMP) for item in (shares, self.word_prior))
         return ImageEvidence(
             self.image_vectors(pooled), torch.log(p / q), torch.log((1 - p) / (1 - q))
         )
+
+    def word_shares(self, x: Tensor) -> Tensor:
+        """Output of `sqrt_features` (B, D) -> p_w (B, V), the predicted share of captions with each
+        word."""
+        by_kernel = self.word_prior + self.kernel(x) @ self.kernel.word_shares
+        by_network = self.word_classifier(self.kernel.standardised(x)).sigmoid()
+        return (by_kernel.clamp(CLAMP, 1 - CLAMP) + by_network) / 2
 
     def bag_of_words(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """Token ids of B texts -> (B, V) float32, 1 where the text contains the word."""

@@ -29,11 +29,11 @@ from chiasm.pipeline.training.joint.data import HELD_OUT, Samples, equal_to
 from chiasm.pipeline.training.joint.objective import Network
 from chiasm.pipeline.training.logit_fits import fit_bias, fit_conditional_logit
 from chiasm.pipeline.training.paired import (
+    TEXT_WEIGHTS,
     named_share,
     recalls_with_errors,
     wins_by_one_standard_error,
 )
-from chiasm.pipeline.training.pocket.joint_task import TEXT_WEIGHTS
 
 MAX_GALLERY = 1000  # pictures: the number of scores grows as their square
 CANDIDATES = 20  # of a caption, matched again, as `search --rerank match:20` does

@@ -19,8 +19,8 @@ from chiasm.pipeline.metrics import right_at, top_k
 from chiasm.pipeline.scenes.claims import holds_matrix
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import WORLD_1, Scene, World
+from chiasm.pipeline.training.paired import TEXT_WEIGHTS
 
-TEXT_WEIGHTS = tuple(round(0.05 * i, 2) for i in range(21))  # of the means that are compared
 HITS = 10  # of a query that are looked at
 
 

@@ -1,9 +1,9 @@
-"""Solved after the heads are trained: kernel ridge for vectors, and match weights.
+"""Solved after the heads are trained: kernel ridge for vectors and words, and match weights.
 
 One pass over the features gathers the normal equations of kernel ridge (`ridge.py`), from pictures'
-similarities to landmarks, with the landmarks' similarities among themselves as penalty. The target
-is the mean caption vector of a picture, less the mean of those. Memory is M (M + E'), however many
-pictures there are.
+similarities to landmarks, with the landmarks' similarities among themselves as penalty. Targets are
+the mean caption vector of a picture and the shares of its captions that contain each word, less the
+means of these. Memory is M (M + E' + V), however many pictures there are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from chiasm.pipeline.training.two_tower.stream import (
     Pair,
     augmented_of,
     blocks,
+    ids_of,
     images_of,
     learnable,
     mean_by_picture,
@@ -47,7 +48,7 @@ def solve(
     """Set the network's kernel ridge, for the text head as it is, and the query bank of hubness
     reduction. Landmarks must be there (`prepare`)."""
     device, config, kernel = network.word_prior.device, network.config, network.kernel
-    ridge = Ridge(config.landmarks, config.space, folds=1, device=device)
+    ridge = Ridge(config.landmarks, config.space + config.words, folds=1, device=device)
     wanted = set(evenly_drawn(statistics.counts(every_sample)[0], config.query_bank))
     bank, row = [], 0
     for block in blocks(learnable(stream(paths, expanded=expanded), every_sample)):
@@ -57,8 +58,11 @@ def solve(
                 bank.append(of_picture[row % len(of_picture)].clone())  # not a view of its block
             row += 1
         similarity = kernel(network.sqrt_features(images_of(block).to(device)))  # (B, M)
-        ridge.add(similarity, mean_by_picture(texts, block))
-    kernel.vectors.copy_(ridge.solve(RIDGE * kernel.similarity(kernel.landmarks)))
+        targets = torch.cat([texts, network.bag_of_words(ids_of(block))], dim=1)
+        ridge.add(similarity, mean_by_picture(targets, block))
+    solved = ridge.solve(RIDGE * kernel.similarity(kernel.landmarks))
+    kernel.vectors.copy_(solved[:, : config.space])
+    kernel.word_shares.copy_(solved[:, config.space :])
     network.hubness.query_bank.copy_(torch.stack(bank))
 
 

@@ -1,11 +1,11 @@
 """Training on two frozen towers: shards in, a model folder out, in four steps.
 
     features of every shard, once     (features.py), one pair a picture    (copies.py)
-    prepare, train and solve without the held-out samples; select: which mean, how much hubness
-        reduction, does the fusion ship?
+    prepare, train and solve without the held-out samples; select: how much hubness reduction,
+        does the fusion ship?
     prepare, train and solve again on all samples, as selected
-    write the model, and report.json: every figure on held-out samples, though the text's weight in
-        the mean and the power of hubness reduction were selected by them
+    write the model, and report.json: every figure on held-out samples, though the power of hubness
+        reduction was selected by them
 
 Killed and started again it goes on where it was: feature shards that are whole stay, and so does a
 preparation that was finished; each stage has its checkpoint, and a selection is not made again.
@@ -177,7 +177,6 @@ class _Run:
         network = self._trained(SELECTING, self.config, every_sample=False)
         selection = select(network, self._held_out(SELECTING))
         selected = {
-            "text_weight": network.config.text_weight,
             "hub_power": network.config.hubness_power,
             "fusion": selection.fusion,
             "evidence": network.match_weights.tolist(),
@@ -191,7 +190,6 @@ class _Run:
         """The network that ships: trained on every sample, joined as was selected."""
         config = replace(
             self.config,
-            text_weight=selected["text_weight"],
             hubness_power=selected["hub_power"],
             fusion=self.config.fusion if selected["fusion"] else None,
         )

@@ -1,16 +1,15 @@
-"""Model selection on held-out samples: text weight, hubness reduction, fusion or mean; and the
-report's figures, recalls with standard errors over pictures.
+"""Model selection on held-out samples: hubness reduction, fusion or mean; and the report's figures,
+recalls with standard errors over pictures.
 
 The gallery is held-out pictures. `text_to_image`: a picture by its own captions, of which data with
 one caption a picture has figures too. The others are of joint vectors: each picture with its first
-caption, by its other captions. A
-fusion has to beat the best mean of its own heads by more than one standard error: queries that only
-one of the two answers first are counted, as in McNemar's test (1947), picture by picture.
+caption, by its other captions. A fusion has to beat the best weighted mean of its own heads by more
+than one standard error: queries that only one of the two answers first are counted, as in McNemar's
+test (1947), picture by picture.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from chiasm.pipeline.metrics import (
     mean_reciprocal_of_ranks,
@@ -26,6 +26,7 @@ from chiasm.pipeline.metrics import (
     top_k,
 )
 from chiasm.pipeline.training.paired import (
+    TEXT_WEIGHTS,
     named_share,
     recalls_with_errors,
     wins_by_one_standard_error,
@@ -41,8 +42,7 @@ from chiasm.pipeline.training.two_tower.stream import (
 )
 from chiasm.pipeline.two_tower.network import TwoTowerNetwork
 
-WEIGHTS = (0.5, 0.45, 0.55, 0.4, 0.6, 0.65)  # of the text in the mean; of equals the first
-POWERS = (0.0, 0.25, 0.5, 0.75)  # of hubness reduction, tried with each
+POWERS = (0.0, 0.25, 0.5, 0.75)  # of hubness reduction; of equals the first
 MAX_GALLERY = 2000  # pictures: the number of scores grows as their square
 BLOCK = 256
 
@@ -72,6 +72,10 @@ class Gallery:
         """The row of the right picture of each query (Q,)."""
         return self.caption_rows[~self.first]
 
+    def mean(self, weight: float) -> Tensor:
+        """Weighted means of first captions and pictures (N, E'), unit rows; weight: of the text."""
+        return functional.normalize(weight * self.text + (1 - weight) * self.image, dim=-1)
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -84,8 +88,8 @@ class Selection:
 @torch.inference_mode()
 def select(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Selection:
     """Compare candidate joint vectors on held-out pairs with expanded captions; leave the network
-    with the best mean and with match weights fitted on them. Where every picture has one caption,
-    mean and hubness power stay as they are."""
+    with the best hubness power and with match weights fitted on them. Where every picture has one
+    caption, the power stays as it is."""
     found = gallery(network, pairs)
     of_captions = ranks_among(found.image, found.captions, found.caption_rows)
     rows = found.rows.cpu().numpy()
@@ -98,18 +102,23 @@ def select(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Selection:
     }
     ships = False
     if len(found.queries):
-        mean = select_mean(network, found)
+        mean = select_power(network, found)
         figures |= {
             "image": recalls_with_errors(ranks(found, found.image), rows),
             "text": recalls_with_errors(ranks(found, found.text), rows),
             "mean": recalls_with_errors(mean, rows),
-            "text_weight": network.config.text_weight,
             "hub_power": network.config.hubness_power,
         }
         if network.fusion is not None:
+            weight, best = best_mean(network, found)
             fused = ranks(found, network.reduce_hubness(fused_vectors(network, pairs, found)))
-            ships = wins_by_one_standard_error(fused < 1, mean < 1, rows)
-            figures |= {"fusion": recalls_with_errors(fused, rows), "fusion_ships": ships}
+            ships = wins_by_one_standard_error(fused < 1, best < 1, rows)
+            figures |= {
+                "text_weight": weight,
+                "best_mean": recalls_with_errors(best, rows),
+                "fusion": recalls_with_errors(fused, rows),
+                "fusion_ships": ships,
+            }
     fit_match_weights(network, pairs)
     return Selection(ships, figures)
 
@@ -127,16 +136,27 @@ def gallery(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Gallery:
     return Gallery(image, torch.cat(captions), rows, first)
 
 
-def select_mean(network: TwoTowerNetwork, found: Gallery) -> np.ndarray:
-    """Leave the network with the text weight and hubness power whose mean, the base of a fusion
-    too, has the highest MRR; -> its ranks (Q,). (MRR depends on every query; R@1 on few.)"""
-    tried = []
-    for weight, power in itertools.product(WEIGHTS, POWERS):
-        network.config = replace(network.config, text_weight=weight, hubness_power=power)
-        of_mean = ranks(found, network.reduce_hubness(network.mean(found.text, found.image)))
+def select_power(network: TwoTowerNetwork, found: Gallery) -> np.ndarray:
+    """Leave the network with the hubness power whose mean has the highest MRR; -> its ranks (Q,).
+    (MRR depends on every query; R@1 on few.)"""
+    mean, tried = network.mean(found.text, found.image), []
+    for power in POWERS:
+        network.config = replace(network.config, hubness_power=power)
+        of_mean = ranks(found, network.reduce_hubness(mean))
         tried.append((mean_reciprocal_of_ranks(of_mean), network.config, of_mean))
     _, network.config, of_mean = max(tried, key=lambda item: item[0])
     return of_mean
+
+
+def best_mean(network: TwoTowerNetwork, found: Gallery) -> tuple[float, np.ndarray]:
+    """What a fusion has to beat: of the means by TEXT_WEIGHTS, of the network's hubness power, the
+    one of the highest MRR; -> its weight and its ranks (Q,)."""
+    tried = []
+    for weight in TEXT_WEIGHTS:
+        of_mean = ranks(found, network.reduce_hubness(found.mean(weight)))
+        tried.append((mean_reciprocal_of_ranks(of_mean), weight, of_mean))
+    _, weight, of_mean = max(tried, key=lambda item: item[0])
+    return weight, of_mean
 
 
 def fused_vectors(network: TwoTowerNetwork, pairs: Sequence[Pair], found: Gallery) -> Tensor:
