@@ -10,10 +10,11 @@ pictures of the fold that are learned from (Deerwester et al., Indexing by Laten
 training goes on from its checkpoint.
 
 Of the pictures held out, how many queries find theirs first: `joint`, pictures with first captions
-by the other captions, hubness power selected on one half of the pictures and measured on the
-other; `picture`, pictures alone by all captions; `matched`, the first 20 of these
-matched again, by weights fitted on the other half. Prints base minus variant in points, with the
-standard error over pictures, and writes benchmarks/results/two_tower_pieces.json.
+by the other captions, hubness power (and the weight of `best weighted mean`) selected on one half
+of the pictures and measured on the other; `picture`, pictures alone by all captions; `matched`,
+the first 20 of these matched again, by weights fitted on the other half. Prints base minus variant
+in points, with the standard error over pictures, and writes
+benchmarks/results/two_tower_pieces.json.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from chiasm.pipeline.training.two_tower.stream import Pair, merge_copies, pack, 
 from chiasm.pipeline.training.two_tower.trainer import TrainSettings
 from chiasm.pipeline.two_tower import expansion
 from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
-from chiasm.pipeline.two_tower.network import TwoTowerConfig
+from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 RESULT = Path(__file__).parent / "results" / "two_tower_pieces.json"
 FOLDS = 5
@@ -105,6 +106,7 @@ def measure_fold(
             with change(fitted) as changed:
                 right = {metric: METRICS[metric](changed) for metric in metrics}
             line = {"tower": tower, "fold": fold, "variant": name, "right": right}
+            line["format"] = TwoTowerNetwork.format
             with lines.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         shutil.rmtree(folder)
@@ -187,8 +189,10 @@ TRAININGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def read(lines: Path) -> list[dict[str, Any]]:
-    """What is measured already."""
-    return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    """What is measured already; AssertionError for lines of another format."""
+    found = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    assert all(line.get("format") == TwoTowerNetwork.format for line in found), f"{lines} is older"
+    return found
 
 
 def key_of(line: dict[str, Any]) -> tuple[str, int, str]:

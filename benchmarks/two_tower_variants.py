@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chiasm.pipeline.metrics import mean_reciprocal_of_ranks
+from chiasm.pipeline.training.paired import TEXT_WEIGHTS
 from chiasm.pipeline.training.two_tower import select
 from chiasm.pipeline.training.two_tower.stream import Pair
 from chiasm.pipeline.two_tower.earlier import FormatSevenNetwork, FormatSixNetwork
@@ -116,13 +118,16 @@ def without_image_head(fold: Fold) -> Iterator[Fold]:
 
 @contextmanager
 def weighted_mean(fold: Fold) -> Iterator[Fold]:
-    """The mean's weight selected, too, on the same half."""
+    """The mean's weight selected, too, on the same half, after the hubness power."""
 
     def select_both(network: TwoTowerNetwork, found: select.Gallery) -> np.ndarray:
+        network.config = replace(network.config, text_weight=0.5)
         select_power(network, found)
-        weight, ranks = select.best_mean(network, found)
-        network.config = replace(network.config, text_weight=weight)
-        return ranks
+        tried = {w: network.reduce_hubness(found.mean(w)) for w in TEXT_WEIGHTS}
+        ranks = {weight: select.ranks(found, mean) for weight, mean in tried.items()}
+        best = max(ranks, key=lambda weight: mean_reciprocal_of_ranks(ranks[weight]))
+        network.config = replace(network.config, text_weight=best)
+        return ranks[best]
 
     select_power = select.select_power
     with patched(select, select_power=select_both):

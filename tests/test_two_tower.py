@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 from dataclasses import replace
 
@@ -341,6 +342,22 @@ def test_the_recall_of_the_selection_is_one_readable_line():
         f"{own}; by other captions than the first: image 0.500, text 0.250, mean 1.000"
     )
     assert format_recall(figures | {"queries": 0}) == own
+
+
+def test_the_report_names_each_vector_and_what_ships(trained):
+    _, report = trained
+    *_, image, text, mean, best, fusion, ships = format_report(report)
+    for line, name, label in (
+        (image, "image", "the picture"), (text, "text", "its first caption"),
+        (mean, "mean", "both, even mean"), (best, "best_mean", "both, best weighted mean"),
+        (fusion, "fusion", "both, learned fusion"),
+    ):  # fmt: skip
+        assert re.fullmatch(rf"    {label}  +R@1 {report[name]['r1']:.3f} .*", line), line
+    lost = "the fusion does not beat the best weighted mean for certain: the even mean ships"
+    assert ships == lost
+    assert format_report(report | {"fusion_ships": True})[-1] == (
+        "the fusion beats the best weighted mean and ships"
+    )
 
 
 def test_features_are_computed_once_and_again_where_something_changed(

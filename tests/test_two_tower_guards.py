@@ -79,10 +79,10 @@ def pairs_of(count, captions=2, **changed):
     ]  # fmt: skip
 
 
-def network_of(config=CONFIG, kind=TwoTowerNetwork):
+def network_of(config=CONFIG):
     """A network with random weights, everything set."""
     torch.manual_seed(1)
-    network = kind(config).eval()
+    network = TwoTowerNetwork(config).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.is_floating_point():
@@ -120,7 +120,8 @@ def test_recalls_have_the_standard_errors_of_pictures():
     }  # fmt: skip
 
 
-def test_a_fusion_has_to_beat_the_best_weighted_mean(monkeypatch):
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_a_fusion_has_to_beat_the_best_weighted_mean(monkeypatch, power):
     """Pictures say nothing here, captions much: a fusion that leaves pictures out beats the even
     mean, which ships, and is no better than the best weighted mean, so it does not."""
     network, pairs = network_of(), pairs_of(60, captions=4)
@@ -131,18 +132,21 @@ def test_a_fusion_has_to_beat_the_best_weighted_mean(monkeypatch):
         pair.text.copy_(pair.text[:1] + 0.3 * pair.text)
     found = gallery(network, pairs)
     rows = found.rows.numpy()
+    network.hubness.query_bank = torch.nn.Parameter(found.captions[::5].clone(), False)
+    monkeypatch.setattr(selecting, "POWERS", (power,))
     monkeypatch.setattr(selecting, "fused_vectors", lambda *_: found.text)
     selection = select(network, pairs)
     figures = selection.figures
     of = {weight: network.reduce_hubness(found.mean(weight)) for weight in TEXT_WEIGHTS}
+    assert (of[0.5][:, -1] > 0.01).any() == (power > 0)
     of_fusion = ranks(found, of[1.0]) < 1
     assert wins_by_one_standard_error(of_fusion, ranks(found, of[0.5]) < 1, rows)
     assert not selection.fusion and not figures["fusion_ships"]
     assert figures["text_weight"] > 0.6 and network.config.text_weight == 0.5
     assert figures["mean"]["r1"] == round((ranks(found, of[0.5]) < 1).mean(), 4)
-    reciprocals = {weight: (1 / (1 + ranks(found, each))).mean() for weight, each in of.items()}
+    first = {weight: (ranks(found, each) < 1).sum() for weight, each in of.items()}
     weight, of_best = best_mean(network, found)
-    assert weight == figures["text_weight"] == max(reciprocals, key=reciprocals.__getitem__)
+    assert weight == figures["text_weight"] == max(first, key=first.__getitem__)
     assert (of_best == ranks(found, of[weight])).all()
     assert figures["best_mean"]["r1"] == round((of_best < 1).mean(), 4) > figures["mean"]["r1"]
     monkeypatch.setattr(selecting, "best_mean", lambda *_: (0.0, ranks(found, of[0.0])))

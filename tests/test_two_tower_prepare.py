@@ -131,7 +131,9 @@ def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(f
         books = torch.linalg.solve(
             kernel + solving.RIDGE * torch.eye(count), shares - shares.mean(0)
         )
-        assert torch.allclose(ours @ network.kernel.word_shares.double(), kernel @ books, atol=5e-3)
+        assert torch.allclose(
+            ours @ network.kernel.word_weights.double(), kernel @ books, atol=5e-3
+        )
         predicted = network.word_prior + kernel.float() @ books.float()
         by_network = network.word_classifier(network.kernel.standardised(x.float())).sigmoid()
         both = (predicted.clamp(CLAMP, 1 - CLAMP) + by_network) / 2

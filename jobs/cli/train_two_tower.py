@@ -49,7 +49,8 @@ two-tower:DIR. Kill it and run it again: it goes on from its last checkpoint."""
 VECTORS = {
     "image": "the picture",
     "text": "its first caption",
-    "mean": "both, weighted mean",
+    "mean": "both, even mean",
+    "best_mean": "both, best weighted mean",
     "fusion": "both, learned fusion",
 }
 USES = (
@@ -159,15 +160,15 @@ def format_report(report: dict[str, Any]) -> list[str]:
         f"  by captions other than the first, {report['queries']:,} queries, by the vector of"
     )
     lines += [
-        f"    {label:<24}{format_recall(report[name])}"
+        f"    {label:<26}{format_recall(report[name])}"
         for name, label in VECTORS.items()
         if name in report
     ]
     if "fusion" in report:
         ships = report["fusion_ships"]
         lines.append(
-            "the fusion beats the mean and ships"
+            "the fusion beats the best weighted mean and ships"
             if ships
-            else "the fusion does not beat the mean for certain: the mean ships"
+            else "the fusion does not beat the best weighted mean for certain: the even mean ships"
         )
     return lines

@@ -112,8 +112,8 @@ class TwoTowerEncoder(BaseEncoder):
 
     @torch.inference_mode()
     def encode_joint(self, parts: Mapping[str, Encoded]) -> Array:
-        """B pairs -> (B, D) float32 unit rows: fused where the fusion beat the mean on samples held
-        out, else their weighted mean; hubs shortened."""
+        """B pairs -> (B, D) float32 unit rows: fused where a fusion shipped, else their mean, which
+        is even but in formats 6 and 7; hubs shortened."""
         network = self._network
         device = network.word_prior.device
         image, text = (

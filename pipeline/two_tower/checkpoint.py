@@ -44,7 +44,7 @@ TENSOR_NAMES = {
     "match_weights": "evidence",
     "kernel.mean": "kernel.shift",
     "kernel.std": "kernel.spread",
-    "kernel.word_shares": "kernel.shares",
+    "kernel.word_weights": "kernel.shares",
     "expansion.idf": "expansion.rarity",
     "expansion.kernel_weights": "expansion.meaning",
     "expansion.word_weights": "expansion.words",

@@ -17,7 +17,7 @@ class FormatSevenNetwork(TwoTowerNetwork):
 
     def __init__(self, config: TwoTowerConfig) -> None:
         super().__init__(config)
-        del self.kernel.word_shares
+        del self.kernel.word_weights
 
     def word_shares(self, x: Tensor) -> Tensor:
         """As of the base class."""

@@ -9,9 +9,9 @@ captions of the picture, less the mean over all. Two captions that describe a pi
 predict the same captions and become similar.
 
 Heads are trained on expanded captions, and ridge overfits the captions that it was solved on. So
-training captions are divided into FOLDS by their sample's key, and each is expanded by weights
-solved without its fold (cross-fitting: Chernozhukov et al., Double Machine Learning, 2018). Later
-captions are expanded by weights solved on all of them.
+training captions are divided into FOLDS by the sha256 of their picture, and each is expanded by
+weights solved without its fold (cross-fitting: Chernozhukov et al., Double Machine Learning, 2018).
+Later captions are expanded by weights solved on all of them.
 """
 
 from __future__ import annotations

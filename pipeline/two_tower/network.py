@@ -13,9 +13,9 @@ output of a fusion of their tokens, after hubness reduction (`hubness.py`), whic
 owns the last dimension: v and t are 0 there, and only `reduce_hubness` adds it.
 
 Matching weighs every token of the text: is it likelier of this picture than of any? p_w(x) is the
-share of such pictures' captions that contain token w: the mean of what a small network and the same
-kernel ridge predict, which err differently too. q_w, the word's prior, is its share over all
-pictures.
+predicted share of such pictures' captions that contain token w. A small network and the same kernel
+ridge predict it, and p_w is the mean of the two: their errors differ. q_w, the word's prior, is its
+share over all pictures.
 
     logit = b + a v.t + c sum_{w in text} log(p_w / q_w)
                       + d sum_{w not in text} log((1 - p_w) / (1 - q_w))
@@ -148,8 +148,7 @@ class Kernel(nn.Module):
         self.mean = nn.Parameter(torch.zeros(width), requires_grad=False)
         self.std = nn.Parameter(torch.ones(width), requires_grad=False)
         self.vectors = nn.Parameter(torch.zeros(size, config.space), requires_grad=False)
-        # Of captions with each word, less its prior.
-        self.word_shares = nn.Parameter(torch.zeros(size, config.words), requires_grad=False)
+        self.word_weights = nn.Parameter(torch.zeros(size, config.words), requires_grad=False)
 
     def standardised(self, x: Tensor) -> Tensor:
         """Output of `sqrt_features` (B, D) -> (B, D), standardised feature by feature."""
@@ -281,7 +280,7 @@ class TwoTowerNetwork(nn.Module):
     def word_shares(self, x: Tensor) -> Tensor:
         """Output of `sqrt_features` (B, D) -> p_w (B, V), the predicted share of captions with each
         word."""
-        by_kernel = self.word_prior + self.kernel(x) @ self.kernel.word_shares
+        by_kernel = self.word_prior + self.kernel(x) @ self.kernel.word_weights
         by_network = self.word_classifier(self.kernel.standardised(x)).sigmoid()
         return (by_kernel.clamp(CLAMP, 1 - CLAMP) + by_network) / 2
 

@@ -58,11 +58,11 @@ def solve(
                 bank.append(of_picture[row % len(of_picture)].clone())  # not a view of its block
             row += 1
         similarity = kernel(network.sqrt_features(images_of(block).to(device)))  # (B, M)
-        targets = torch.cat([texts, network.bag_of_words(ids_of(block))], dim=1)
-        ridge.add(similarity, mean_by_picture(targets, block))
+        shares = mean_by_picture(network.bag_of_words(ids_of(block)), block)
+        ridge.add(similarity, torch.cat([mean_by_picture(texts, block), shares], dim=1))
     solved = ridge.solve(RIDGE * kernel.similarity(kernel.landmarks))
     kernel.vectors.copy_(solved[:, : config.space])
-    kernel.word_shares.copy_(solved[:, config.space :])
+    kernel.word_weights.copy_(solved[:, config.space :])
     network.hubness.query_bank.copy_(torch.stack(bank))
 
 

@@ -5,7 +5,7 @@
         does the fusion ship?
     prepare, train and solve again on all samples, as selected
     write the model, and report.json: every figure on held-out samples, though the power of hubness
-        reduction was selected by them
+        reduction and the weight of the best mean were selected by them
 
 Killed and started again it goes on where it was: feature shards that are whole stay, and so does a
 preparation that was finished; each stage has its checkpoint, and a selection is not made again.
