@@ -353,8 +353,8 @@ def test_the_report_names_each_vector_and_what_ships(trained):
         (fusion, "fusion", "both, learned fusion"),
     ):  # fmt: skip
         assert re.fullmatch(rf"    {label}  +R@1 {report[name]['r1']:.3f} .*", line), line
-    lost = "the fusion does not beat the best weighted mean for certain: the even mean ships"
-    assert ships == lost
+    refused = "the fusion does not beat the best weighted mean for certain: the even mean ships"
+    assert ships == refused
     assert format_report(report | {"fusion_ships": True})[-1] == (
         "the fusion beats the best weighted mean and ships"
     )
