@@ -30,6 +30,7 @@ from chiasm.pipeline.encoders import (
     answer_batch,
     language_of,
     require_task,
+    require_trial,
 )
 from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.records import IMAGE
@@ -180,6 +181,7 @@ def _ask_each(
     def flush() -> None:
         requests = [Request("ask", language, image, question) for image in pixels.values()]
         replies = answer_batch(answerer, requests, generating or GenerateSettings())
+        require_trial(answerer, requests, replies)
         answered.update(zip(pixels, replies, strict=True))
         pixels.clear()
 

@@ -279,12 +279,12 @@ def _require_terms(terms: Sequence[Term]) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def check_rate(false_alarms: float) -> bool:
-    """True for a rate above 0 and below 1; UsageError for another."""
+def check_rate(false_alarms: float, up_to: str = "below") -> bool:
+    """True for a rate above 0 and below 1; UsageError for another. up_to: what the error calls the
+    upper bound, `at most` where the caller takes 1 too."""
     if not 0 < false_alarms < 1:
-        raise UsageError(
-            "false alarms", expected="a rate above 0 and below 1", found=repr(false_alarms)
-        )
+        expected = f"a rate above 0 and {up_to} 1"
+        raise UsageError("false alarms", expected=expected, found=repr(false_alarms))
     return True
 
 

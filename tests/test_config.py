@@ -268,6 +268,33 @@ def test_sizes_that_no_decoder_has_are_refused(field, value, line):
         ModelConfig.from_dict(plain | {"decoder": plain["decoder"] | {field: value}})
 
 
+@pytest.mark.parametrize(
+    ("part", "field", "value", "line"),
+    [
+        ("text", "heads", 0, "text heads: expected 1 or more, found 0"),
+        ("text", "heads", "3", "text heads: expected 1 or more, found '3'"),
+        ("text", "heads", True, "text heads: expected 1 or more, found True"),
+        ("image", "heads", 7, "image heads: expected a divisor of the width 192, found 7"),
+        ("image", "side", 70, "image: expected a side that is a multiple of 12 and a stem of"),
+        ("image", "stem", [48], "image: expected a side that is a multiple of 12 and a stem of"),
+        ("image", "stem", [48, 0], "image stem: expected numbers of 1 or more, found (48, 0)"),
+        ("fusion", "heads", None, "fusion heads: expected 1 or more, found None"),
+        ("fusion", "slots", 2.5, "fusion slots: expected 1 or more, found 2.5"),
+        ("fusion", "bounded_residual", "x", "bounded_residual: expected true or false, found 'x'"),
+        ("decoder", "heads", True, "decoder heads: expected 1 or more, found True"),
+        ("decoder", "heads", 7, "decoder heads: expected a divisor of the width 192, found 7"),
+        ("decoder", "reads_fused", "no", "reads_fused: expected true or false, found 'no'"),
+        ("image_tokens", "width", -1, "image tokens width: expected 1 or more, found -1"),
+        (None, "dim", 0, "dim: expected 1 or more, found 0"),
+    ],
+)
+def test_values_that_no_config_of_a_model_has_are_refused(part, field, value, line):
+    plain = ModelConfig(decoder=DecoderConfig(), image_tokens=ImageTokensConfig()).to_dict()
+    (plain[part] if part else plain)[field] = value
+    with pytest.raises(ValueError, match=re.escape(line)):
+        ModelConfig.from_dict(plain)
+
+
 def test_prefixes_that_no_task_has_are_refused():
     with pytest.raises(ValueError, match=r"expected some of caption:en, .* found sing:en, ask:fr$"):
         DecoderConfig(prefixes=("ask:en", "sing:en", "ask:fr"))

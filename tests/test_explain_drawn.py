@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, cast
 
@@ -183,19 +184,67 @@ def test_pairs_of_stdin_are_drawn_into_a_folder(boat, tmp_path, monkeypatch, cap
     assert fourth.keys() == {"error"} and "line 4" in fourth["error"]
 
 
-def test_no_drawing_takes_the_place_of_the_picture_that_it_explains(boat, tmp_path, monkeypatch):
+@pytest.fixture
+def stdin(tmp_path, monkeypatch):
+    """A function that makes text the standard input."""
+    with ExitStack() as files:
+
+        def give(text):
+            (tmp_path / "lines").write_text(text, "utf-8")
+            monkeypatch.setattr("sys.stdin", files.enter_context((tmp_path / "lines").open()))
+
+        yield give
+
+
+@pytest.mark.parametrize("name", ["000001.png", "000002.png"])  # of its own line, of another
+@pytest.mark.parametrize("linked", [False, True])
+def test_no_drawing_takes_the_place_of_a_picture_to_explain(
+    boat, tmp_path, monkeypatch, stdin, name, linked
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pics").mkdir()
-    picture = tmp_path / "pics/000001.png"
-    picture.write_bytes((tmp_path / "boat.png").read_bytes())
+    picture = tmp_path / "pics" / name
+    if linked:
+        picture.symlink_to(tmp_path / "boat.png")
+        lines = "nowhere.png\ta\nboat.png\ta boat\n"
+    else:
+        picture.write_bytes((tmp_path / "boat.png").read_bytes())
+        lines = f"./pics/../pics/{name}\ta boat\nboat.png\ta boat\n"
     before = picture.read_bytes()
-    (tmp_path / "pairs").write_text("pics/000001.png\ta boat\nboat.png\ta boat\n")
-    with (tmp_path / "pairs").open() as file:
-        monkeypatch.setattr("sys.stdin", file)
-        with pytest.raises(ChiasmError, match="expected 2 pairs, found 1"):
-            explain("-", None, "pics")
+    stdin(lines)
+    with pytest.raises(UsageError, match=r"^-o pics: .* found \S+; name another folder$"):
+        explain("-", None, "pics")
     assert picture.read_bytes() == before
-    assert (tmp_path / "pics/000002.png").exists()
+    assert [path.name for path in (tmp_path / "pics").iterdir()] == [name]
+    stdin(lines)
+    with pytest.raises(UsageError, match="name another folder"):
+        explain("-", None, str(tmp_path / "pics"))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("~nosuchuser/x.png", "No such file or directory"),
+        ("a\0.png", "embedded null byte"),
+        ("\ud800.png", "surrogates not allowed"),
+        ("http://h:99999/x.png", "no URL (Port out of range 0-65535)"),
+        ("http://h:abc/x.png", "no URL (Port could not be cast to integer value as 'abc')"),
+    ],
+)
+def test_a_name_that_no_picture_has_costs_no_other_pair_its_explanation(
+    boat, tmp_path, monkeypatch, capsys, stdin, name, found
+):
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"image": name, "text": "a boat"}, {"image": "boat.png", "text": "a boat"}]
+    stdin("\n".join(map(json.dumps, pairs)))
+    with pytest.raises(ChiasmError, match="expected 2 pairs, found 1"):
+        explain("-", None, as_json=True)
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert found in first["error"] and "fault of chiasm" not in first["error"]
+    assert second["text"] == "a boat" and "error" not in second
+    with pytest.raises(UsageError) as raised:
+        explain(name, ["a boat"])
+    assert found in str(raised.value)
 
 
 def test_words_without_quotes_and_a_folder_named_like_a_picture_are_one_line(

@@ -167,7 +167,7 @@ def test_a_model_is_small():
     [
         ({"side": 70}, "multiple of the stride"),
         ({"stride": 9}, "multiple of 4"),
-        ({"stride": 0}, "multiple of the stride"),
+        ({"stride": 0}, "stride: expected 1 or more"),
         ({"levels": ()}, "2 or more"),
         ({"levels": (8, 1)}, "2 or more"),
     ],

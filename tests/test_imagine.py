@@ -13,6 +13,7 @@ from PIL import Image
 from chiasm.jobs.cli.imagine import imagine
 from chiasm.pipeline.encoders import (
     EncoderSettings,
+    Fault,
     GenerateSettings,
     Reply,
     Request,
@@ -209,6 +210,29 @@ def test_of_candidates_the_one_that_matches_best_is_kept(drawing, monkeypatch):
     monkeypatch.setattr(pocket_answerer, "BLOCK", 5)  # of eight rows, four at a time
     for one, other in zip(kept, at_random(answerer, texts, 4, 2**63 - 2), strict=True):
         assert np.array_equal(one.image, other.image)
+
+
+@torch.no_grad()
+def test_a_candidate_whose_match_is_nan_is_not_the_best(drawing, monkeypatch):
+    batch, _, folder = drawing
+    answerer = load_answerer(f"pocket:{folder}", PLAIN)
+    (text,) = (example.source for example in batch.tasks["imagine"].examples[:1])
+    network = answerer._network
+    match = network.match
+
+    def with_nan(logits):
+        def nan_first(*given):
+            found = match(*given)
+            return replace(found, logit=found.logit + torch.tensor(logits))
+
+        monkeypatch.setattr(network, "match", nan_first)
+
+    with_nan([torch.nan, 0.0, 100.0])
+    (kept,) = at_random(answerer, [text], 3, seed=5)
+    assert np.array_equal(kept.image, at_random(answerer, [text], 1, seed=7)[0].image)
+    with_nan([torch.nan] * 3)
+    with pytest.raises(Fault, match="not_finite"):
+        at_random(answerer, [text], 3, seed=5)
 
 
 def test_a_model_that_does_not_match_draws_one_candidate(whole):

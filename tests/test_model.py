@@ -247,12 +247,37 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         multi_head_attention(x, x, x, 3)
     with pytest.raises(ValueError, match=r"num_heads 4\.0: expected a divisor of the width"):
         multi_head_attention(x, x, x, 4.0)
+    with pytest.raises(ValueError, match="num_heads True: expected a divisor of the width"):
+        multi_head_attention(x, x, x, True)
 
 
-@pytest.mark.parametrize("dtypes", [("float32", "float64", "float64"), ("int64",) * 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows", [1, 3])  # on a CPU one row of bfloat16 goes by the formula
+def test_both_paths_take_large_numbers_and_padding_that_is_nan(dtype, rows):
+    """Products of float16 overflow, and NaN times 0 is NaN."""
+    large = torch.full((1, 3, 64), 100.0, dtype=dtype)
+    found, weights = multi_head_attention(large, large, large, 1, return_weights=True)
+    torch.testing.assert_close(found, large)
+    torch.testing.assert_close(weights.float(), torch.full((1, 1, 3, 3), 1 / 3), atol=3e-3, rtol=0)
+    torch.testing.assert_close(multi_head_attention(large, large, large, 1), large)
+    torch.manual_seed(3)
+    q, k = torch.randn(2, rows, 8).to(dtype), torch.randn(2, 4, 8).to(dtype)
+    mask = torch.tensor([[True, True, True, False], [True, False, True, True]])[:, None, None]
+    spoilt = k.masked_fill(~mask[:, 0, 0, :, None], torch.nan)
+    wanted = multi_head_attention(q, k, k, 2, mask)
+    assert wanted.isfinite().all()
+    torch.testing.assert_close(multi_head_attention(q, spoilt, spoilt, 2, mask), wanted)
+    found, weights = multi_head_attention(q, spoilt, spoilt, 2, mask, return_weights=True)
+    torch.testing.assert_close(found, wanted, atol=2e-2, rtol=2e-2)
+    assert weights.isfinite().all() and weights.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "dtypes", [("float32", "float64", "float64"), ("int64",) * 3, ("float8_e5m2",) * 3]
+)
 def test_numbers_of_several_dtypes_or_whole_ones_are_refused(dtypes):
-    given = [torch.ones(1, 2, 8, dtype=getattr(torch, dtype)) for dtype in dtypes]
-    with pytest.raises(ValueError, match="Q, K, V: expected one floating dtype, found torch"):
+    given = [torch.ones(1, 2, 8).to(getattr(torch, dtype)) for dtype in dtypes]
+    with pytest.raises(ValueError, match="Q, K, V: expected one floating dtype of 16"):
         multi_head_attention(*given, 2)
 
 
@@ -450,8 +475,13 @@ def train_until(run, folder, step):
 
 def test_other_settings_do_not_resume(tmp_path):
     train(replace(RUN, steps=2), tmp_path, device="cpu", workers=0)
-    with pytest.raises(UsageError, match="found others for learning_rate, steps; give those"):
+    found = r"steps 2, learning_rate 0\.003, as it began, found steps 6, learning_rate 1\.0"
+    with pytest.raises(UsageError, match=found):
         train(replace(RUN, learning_rate=1.0), tmp_path, device="cpu", workers=0)
+    other = replace(RUN, steps=2, data=replace(FEED, seed=FEED.seed + 1, batch=FEED.batch + 1))
+    found = rf"data\.batch {FEED.batch}, .* found data\.seed {FEED.seed + 1}, data\.batch"
+    with pytest.raises(UsageError, match=found):
+        train(other, tmp_path, device="cpu", workers=0)
 
 
 def test_late_interaction_is_the_formula():

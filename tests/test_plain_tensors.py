@@ -253,6 +253,11 @@ def test_no_name_stands_for_random_weights(tmp_path):
     for name in ("gated", "cross_attention", "mlp"):
         with pytest.raises(ValueError, match=f"fusion '{name}': expected concat, add, mean"):
             multimodal_fusion(x, x, name)
+    for name in ("", "n" * 5000):
+        with pytest.raises(ValueError, match=f"fusion '{name}': expected concat, add, mean"):
+            multimodal_fusion(x, x, name)
+        with pytest.raises(ValueError, match=f"decoder '{name}': expected attention"):
+            joint_decoder(x, x, x, name)
     with pytest.raises(ValueError, match="decoder 'transformer': expected attention"):
         joint_decoder(x, x, x, "transformer")
     with pytest.raises(ValueError, match="model of type LayerNorm: expected a JointModel"):
@@ -340,3 +345,46 @@ def test_shapes_that_do_not_fit_a_form_are_one_line():
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(line)}"):
             call()
+
+
+@pytest.mark.parametrize("form", ["concat", "add", "mean", "attention"])
+def test_only_vectors_and_tokens_are_fused(form):
+    for shape in ((), (8,), (2, 3, 4, 8)):
+        with pytest.raises(
+            ValueError, match=r"expected vectors of both, \(B, D_0\) and|tokens \(B"
+        ):
+            multimodal_fusion(torch.ones(shape), torch.ones(shape), form)
+    x = tokens(2, 3, 8)
+    for other in (x.numpy(), x.tolist(), None):
+        kind = type(other).__name__
+        with pytest.raises(ValueError, match=f"^expected tensors, found Tensor, {kind}$"):
+            multimodal_fusion(x, other, form)
+        with pytest.raises(ValueError, match=f"^expected tensors, found Tensor, {kind}, Tensor$"):
+            joint_decoder(x, other, x)
+    with pytest.raises(ValueError, match="text_mask: expected a tensor, found list"):
+        multimodal_fusion(x, x, "attention", text_mask=[[True] * 3] * 2)
+
+
+def test_what_is_masked_may_be_anything():
+    """Padding that is NaN or infinite, for the forms and for a trained model."""
+    torch.manual_seed(4)
+    x, text, image = tokens(2, 4, 8), tokens(2, 5, 8, seed=1), tokens(2, 3, 8, seed=2)
+    mask = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
+    spoilt = text.masked_fill(~mask[..., None], torch.nan)
+    plain = text.masked_fill(~mask[..., None], 0.0)
+    found = joint_decoder(x, spoilt, image, text_mask=mask)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, joint_decoder(x, plain, image, text_mask=mask))
+    fused = multimodal_fusion(spoilt, image, "attention", text_mask=mask)[:, 5:]
+    clean = multimodal_fusion(plain, image, "attention", text_mask=mask)[:, 5:]
+    torch.testing.assert_close(fused, clean)
+    network = small_network(fusion=FUSION)
+    text, image, target = torch.randn(WORDS), torch.randn(PATCHES), torch.tensor([[21, 4], [21, 3]])
+    for value in (torch.nan, torch.inf):
+        for call in (
+            lambda text: multimodal_fusion(text, image, network, text_mask=mask),
+            lambda text: joint_decoder(target, text, image, network, text_mask=mask),
+        ):
+            found = call(text.masked_fill(~mask[..., None], value))
+            assert found.isfinite().all()
+            torch.testing.assert_close(found, call(text.masked_fill(~mask[..., None], 0.0)))

@@ -1,21 +1,30 @@
 """What a model folder with a decoder answers: as its decoder writes it, one request or many."""
 
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from chiasm.jobs.cli.caption import caption
 from chiasm.pipeline.encoders import (
     Answerer,
     EncoderSettings,
+    Fault,
     GenerateSettings,
+    Reply,
     Request,
     Sampling,
+    answer_batch,
     load_answerer,
     pocket_answerer,
 )
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.errors import EncoderError, UsageError
+from chiasm.pipeline.model import generate as generation
 from chiasm.pipeline.model.checkpoint import load_model, save_model
 from chiasm.pipeline.model.config import (
     DecoderConfig,
@@ -24,11 +33,13 @@ from chiasm.pipeline.model.config import (
     ModelConfig,
     TextConfig,
 )
+from chiasm.pipeline.model.decoder import Decoder
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.tasks import as_written
 from chiasm.pipeline.model.tokenizer import END, Tokenizer, train
 
 PLAIN = EncoderSettings(precision="float32", device="cpu")
+ONE_BEAM = GenerateSettings()
 WORDS = train(["is the boat red", "a blue cat", "红色的船", "一只猫"] * 3, 300)
 CONFIG = ModelConfig(
     ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
@@ -199,6 +210,50 @@ def test_what_the_model_has_is_what_it_says(folder, tmp_path):
     assert english.tasks == {"caption": ("zh",), "ask": ("en",)}
     with pytest.raises(UsageError, match="expected one that can ask in zh, found one for en"):
         english.answer([Request("ask", "zh", None, "红色的船")], GenerateSettings())
+
+
+def test_an_answer_that_fills_the_room_of_the_model_is_none(folder, monkeypatch):
+    """Cut by `max_tokens` it is what was wanted."""
+    answerer = load_answerer(f"pocket:{folder}", PLAIN)
+    given = requests(answerer)[:3]
+    generate = generation.generate
+
+    def endless(step, first, state, options, seeds):
+        return generate(step, first, state, replace(options, end=None), seeds)
+
+    monkeypatch.setattr(generation, "generate", endless)
+    for each in answer_batch(answerer, given, ONE_BEAM):
+        assert isinstance(each, Fault) and each.reason == "no_end"
+    room = CONFIG.decoder.context - 1
+    for most, ends in ((room - 1, True), (room, False), (room + 9, False)):
+        replies = answer_batch(answerer, given, GenerateSettings(max_tokens=most))
+        assert [isinstance(each, Reply) for each in replies] == [ends] * 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(folder, tmp_path, value):
+    saved = load_file(folder / "model.safetensors")
+    name = "decoder.blocks.0.attention.out.weight"
+    for changed, found in (
+        ((saved[name] * value), "NaN or infinity"), (saved[name].long(), "torch.int64"),
+    ):  # fmt: skip
+        made = tmp_path / found.replace(" ", "_")
+        shutil.copytree(folder, made)
+        save_file({**saved, name: changed}, made / "model.safetensors")
+        line = f"{name}: expected finite floating numbers, found {found}; copy the folder again"
+        with pytest.raises(EncoderError, match=re.escape(line)):
+            load_answerer(f"pocket:{made}", PLAIN)
+
+
+def test_a_model_that_answers_nothing_is_named_and_not_its_input(folder, monkeypatch, capsys):
+    """As a trial shows; of a model that answers others the input is at fault."""
+    monkeypatch.setattr(Decoder, "start", lambda *_: 1 / 0)
+    made = folder / "red.png"
+    Image.new("RGB", (36, 36), "red").save(made)
+    with pytest.raises(EncoderError, match=r"^model pocket:\S+: .*, as a trial of caption, found"):
+        caption([str(made)], f"pocket:{folder}", precision="float32")
+    assert capsys.readouterr().out == ""
 
 
 def test_a_model_without_a_decoder_answers_nothing(tmp_path):

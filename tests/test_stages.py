@@ -226,7 +226,7 @@ def test_what_the_weights_depend_on_is_the_same_when_a_training_goes_on(tmp_path
         UsageError, match=r"found one of another version, .*; train anew in another"
     ):
         learned(tmp_path / "own", run)
-    with pytest.raises(UsageError, match="found others for ema, steps; give those, or another"):
+    with pytest.raises(UsageError, match=r"as it began, found steps 2, ema 0\.5; give what"):
         save_state(path, tensors, facts)
         learned(tmp_path / "own", replace(run, steps=2, ema=0.5))
     del facts["precision"]  # as earlier versions wrote it

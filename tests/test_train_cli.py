@@ -75,9 +75,8 @@ def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
         "--precision", "float32", *SMALL,
     )  # fmt: skip
     assert other.returncode == 2
-    assert (
-        "found others for fusion_steps, steps" in other.stderr and "Traceback" not in other.stderr
-    )
+    assert "expected steps 1, " in other.stderr and "found steps 7, " in other.stderr
+    assert "Traceback" not in other.stderr
 
 
 def test_what_cannot_be_trained_is_told_in_one_line(chiasm, tmp_path):

@@ -111,7 +111,7 @@ def test_what_would_fail_at_every_attempt_is_tried_once(ray_session, tmp_path, m
         learn(config)
 
     monkeypatch.setattr(train_model, "_learn", counted)
-    with pytest.raises(UsageError, match="expected the settings it was started with, found other"):
+    with pytest.raises(UsageError, match="expected steps 1, as it began, found steps 2"):
         train_on_ray(job(folder, replace(towers, steps=2), 1), print)
     assert attempts.read_text() == "x"
 

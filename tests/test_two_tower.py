@@ -26,6 +26,7 @@ from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.make import make_collection
+from chiasm.pipeline.model.checkpoint import SHIPPED
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
@@ -462,6 +463,10 @@ def test_a_tower_that_has_changed_is_refused(trained, towers, tmp_path):
     (folder / "config.json").write_text("{}")
     with pytest.raises(EncoderError, match="train again"):
         load_encoder(f"two-tower:{folder}", CPU)
+    with pytest.raises(
+        EncoderError, match=rf"load it as an encoder: pocket:{re.escape(str(SHIPPED))}$"
+    ):
+        load_encoder(f"two-tower:{SHIPPED}", CPU)
     with pytest.raises(EncoderError, match=r"no model\.safetensors"):
         load_encoder(f"two-tower:{tmp_path}", CPU)
     with pytest.raises(EncoderError, match="a folder after the colon"):

@@ -8,6 +8,7 @@ that alpha, palettes and rotation are treated as in the shards.
 from __future__ import annotations
 
 import io
+import os
 import re
 import threading
 import time
@@ -53,12 +54,11 @@ def encoded_picture(source: PictureSource) -> bytes:
     if scheme is not None:
         return _read_url(str(source), scheme[1].lower())
     try:
-        with Path(source).expanduser().open("rb") as file:
+        with open(os.path.expanduser(source), "rb") as file:
             return _read_limited(file, str(source))
-    except OSError as error:
-        raise UsageError(
-            str(source), expected="a picture's file", found=error.strerror or str(error)
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: of a null byte, or half a character
+        found = getattr(error, "strerror", None) or str(error)
+        raise UsageError(str(source), expected="a picture's file", found=found) from error
 
 
 def source_name(source: PictureSource) -> str:

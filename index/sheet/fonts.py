@@ -103,7 +103,7 @@ def _listed_by_fontconfig(character: str) -> list[tuple[str, int]]:
 
 def _in_folders() -> Iterator[tuple[str, int]]:
     for folder in FOLDERS:
-        for parent, _, names in sorted(os.walk(Path(folder).expanduser())):
+        for parent, _, names in sorted(os.walk(os.path.expanduser(folder))):
             for name in sorted(names):
                 if Path(name).suffix.lower() in SUFFIXES:
                     yield str(Path(parent) / name), 0

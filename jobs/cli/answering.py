@@ -31,6 +31,7 @@ from chiasm.pipeline.encoders import (
     language_of,
     load_answerer,
     require_task,
+    require_trial,
 )
 from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -164,6 +165,7 @@ def _answers(
 
     def flush() -> None:
         replies = answer_batch(answerer, list(requests.values()), settings)
+        require_trial(answerer, list(requests.values()), replies)
         for number, reply in zip(requests, replies, strict=True):
             answers[number] = _answered(reply, items[number], answerer, keep)
         requests.clear()

@@ -102,7 +102,7 @@ def ask(
     about_shards = ShardOptions(False, address, max_loss, allow_damaged, allow_query)
     of_collection = CollectionOptions(k, about, where, false_alarms, sheet, explain_hits, encoder)
     if to is not None:
-        of_collection.require_none()
+        of_collection.require_none("shards")
         *shards, question = [image, *(words or [])]
         _require_question(shards, question)
         options = replace(options, language=language or language_of(question))
@@ -114,7 +114,7 @@ def ask(
     if image != "-" and is_collection(image):
         answer_from_collection(image, question, of_collection, options)
         return
-    of_collection.require_none()
+    of_collection.require_none("a picture")
     require_no_folders([image], "a picture or a collection")
     answer_inputs("ask", read_inputs("ask", [image], question), options)
 

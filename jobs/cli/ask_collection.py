@@ -93,8 +93,8 @@ class CollectionOptions:
     explain_hits: bool = False
     encoder: str | None = None
 
-    def require_none(self) -> None:
-        """UsageError where one is given beside a picture."""
+    def require_none(self, found: str) -> None:
+        """UsageError where one is given beside what is no collection; found: what it is."""
         names = {"-k": self.k, "--about": self.about, "--where": self.where}
         names |= {"--false-alarms": self.false_alarms, "--sheet": self.sheet}
         names |= {"--explain-hits": self.explain_hits or None, "--encoder": self.encoder}
@@ -103,7 +103,7 @@ class CollectionOptions:
             raise UsageError(
                 f"ask {given[0]}",
                 expected="a collection",
-                found="a picture",
+                found=found,
                 do="leave it out: it is for questions about a collection",
             )
 
@@ -170,7 +170,9 @@ def answer_from_collection(
     check_output(output, collection, [])
     rate = FALSE_ALARMS if options.false_alarms is None else options.false_alarms
     if rate != 1:
-        check_rate(rate)
+        check_rate(rate, up_to="at most")
+    if options.about is not None and not options.about.strip():
+        raise UsageError("--about", expected="what to search for", found="blank words")
     several = question in (None, "-")
     if several:
         _require_lines(question)

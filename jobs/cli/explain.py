@@ -24,6 +24,7 @@ from chiasm.pipeline.encoders import (
     require_method,
 )
 from chiasm.pipeline.errors import ChiasmError, UsageError
+from chiasm.pipeline.storage import canonical_url
 
 HELP = """
   chiasm explain boat.png "a red boat at sea" -o why.png
@@ -36,7 +37,7 @@ If the model matches, a word's default score is what the log odds of a match los
 
 - for IMAGE or TEXT reads lines of stdin; without TEXT, a line is a pair: a JSON object with "image"
 and "text", or the two with a tab between them. -o is then the folder of the drawings: 000001.png is
-the first."""
+the first, and nothing is drawn before the last line was read."""
 MOST_WORDS = 3  # named on the line of each side
 
 
@@ -71,9 +72,35 @@ def explain(
         file_to_write(to, others={"IMAGE": image})
     elif to is not None:
         file_to_write(file_of(to, 1))
+        inputs = _apart_from_drawings(inputs, to)
     model = require_explainer(load_encoder(encoder, settings.encoder))
     require_method(model, method)
     _explain_all(model, inputs, method, to, as_json)
+
+
+def _apart_from_drawings(inputs: Inputs, folder: str) -> Inputs:
+    """The same inputs, all of them read; UsageError where a drawing would take the place of one of
+    their pictures."""
+    batches = list(inputs.batches)
+    items = [item for batch in batches for item in batch]
+    drawn = {_place(file_of(folder, number + 1)) for number in range(len(items))}
+    for item in items:
+        if item.image is not None and _place(item.image) in drawn - {None}:
+            raise UsageError(
+                f"-o {folder}",
+                expected="a folder where no drawing has the name of a picture to explain",
+                found=item.image,
+                do="name another folder",
+            )
+    return Inputs(iter(batches), inputs.several)
+
+
+def _place(path: str) -> str | None:
+    """Where a path or URL leads; None for what is none."""
+    try:
+        return canonical_url(path, allow_query=True)
+    except (ChiasmError, ValueError):
+        return None
 
 
 def _explain_all(
@@ -89,7 +116,7 @@ def _explain_all(
             explanation = _explained(model, image, item.text or "", method)
             drawn = file_of(to, next(numbers)) if to is not None and inputs.several else to
             if drawn is not None:
-                file_to_write(drawn, others={"the picture": item.image or ""})
+                file_to_write(drawn)
                 write_explanation(image, item.text or "", explanation, drawn)
                 print_progress(f"drew {drawn}")
         except ChiasmError as error:

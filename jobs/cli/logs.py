@@ -98,7 +98,7 @@ class LogFile(logging.FileHandler):
 def log_folder() -> Path:
     """Where log files are kept."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "chiasm" / "logs"
+    return Path(os.path.expanduser(state)) / "chiasm" / "logs"
 
 
 def set_up_logging(level: LogLevel, log_format: LogFormat) -> None:

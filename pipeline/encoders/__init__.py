@@ -38,7 +38,12 @@ from chiasm.pipeline.encoders.faults import (
     match_each,
     require_unit_vectors,
 )
-from chiasm.pipeline.encoders.probe import probe_answerer, probe_encoder, probe_matcher
+from chiasm.pipeline.encoders.probe import (
+    probe_answerer,
+    probe_encoder,
+    probe_matcher,
+    require_trial,
+)
 from chiasm.pipeline.encoders.protocols import (
     JOINT,
     Encoded,
@@ -107,6 +112,7 @@ __all__ = [
     "require_method",
     "require_modality",
     "require_task",
+    "require_trial",
     "require_unit_vectors",
     "split_encoder_name",
     "unit",

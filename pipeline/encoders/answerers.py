@@ -55,7 +55,8 @@ class Reply:
     geometric mean of the probabilities that the model gave the tokens of its answer, before
     temperature and penalties, or the probability of the label; None where the model gives none.
     scores: label -> probability, the most probable first, for models that classify; else None.
-    truncated: tokens of the request's text that the model did not read.
+    truncated: tokens of the request's text that the model did not read. endless: the answer filled
+    all the room that the model has, and was not at its end.
     """
 
     text: str
@@ -63,6 +64,7 @@ class Reply:
     confidence: float | None = None
     scores: Mapping[str, float] | None = None
     truncated: int = 0
+    endless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,4 +205,6 @@ def _checked(reply: Reply, task: str) -> Reply | Fault:
         return Fault("not_finite", f"{task}: NaN or infinity")
     if task != "imagine" and not reply.text.strip():
         return Fault("no_words", "the model ended its answer before the first word")
+    if reply.endless:
+        return Fault("no_end", "the model wrote to its limit and did not end its answer")
     return reply

@@ -3,6 +3,7 @@ their mean, and the errors for a model that does not take a modality or does not
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -52,7 +53,7 @@ def model_folder(family: str, model: str) -> Path:
             found="a URL" if model else "none",
             do="copy the folder to this machine, and name the copy" if model else "",
         )
-    return Path(model).expanduser()
+    return Path(os.path.expanduser(model))
 
 
 def normalized_mean(vectors: Sequence[Array]) -> Array:

@@ -20,6 +20,7 @@ from chiasm.pipeline.encoders.answerers import (
     Request,
     require_task,
 )
+from chiasm.pipeline.encoders.faults import Fault
 from chiasm.pipeline.encoders.pocket import PocketEncoder
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model import generate as generation
@@ -98,6 +99,7 @@ class PocketAnswerer:
                 as_written(self._encoder.tokenizer.decode(tokens), request.language),
                 confidence=confidence[row],
                 truncated=self._tokens_cut(request),
+                endless=len(tokens) == self._room,
             )
             for row, (tokens, request) in enumerate(zip(found.tokens, requests, strict=True))
         ]
@@ -118,7 +120,10 @@ class PocketAnswerer:
         if count > 1:
             image = self._network.image_modality(drawn)
             matches = self._network.match(text.take(rows), image).logit.view(-1, count)
-            best = best + matches.float().argmax(dim=1).cpu()
+            matches = matches.float().nan_to_num(nan=-torch.inf)  # NaN last
+            best = best + matches.argmax(dim=1).cpu()
+            if not matches.isfinite().any(dim=1).all():
+                raise Fault("not_finite", "the log odds of every candidate are NaN or infinity")
         pictures = drawn.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         confidence = found.log_probability.exp()[best.to(found.log_probability.device)].tolist()
         return [
@@ -130,6 +135,11 @@ class PocketAnswerer:
             )
             for number, (row, request) in enumerate(zip(best.tolist(), requests, strict=True))
         ]
+
+    @property
+    def _room(self) -> int:
+        """Tokens of the longest answer, its end included."""
+        return self._decoder.config.context - 1
 
     def _candidates(self, settings: GenerateSettings) -> int:
         """How many pictures to draw of a text; UsageError where nothing can choose among them."""
@@ -173,8 +183,8 @@ class PocketAnswerer:
         """Tokens after the prefix of each row; candidates of one request are drawn by seeds that
         follow that of the settings."""
         decoder, sampling = self._decoder, settings.sampling
-        codes, most = self._network.config.image_tokens, decoder.config.context - 1
-        steps, end = min(most, settings.max_tokens or most), END
+        codes = self._network.config.image_tokens
+        steps, end = min(self._room, settings.max_tokens or self._room), END
         if head == "codes":  # a picture has as many as it has, whatever is asked for
             assert codes is not None
             steps, end = codes.tokens, None

@@ -20,10 +20,16 @@ from chiasm.pipeline.encoders.answerers import (
     TASKS,
     Answerer,
     GenerateSettings,
+    Reply,
     Request,
     answer_batch,
 )
-from chiasm.pipeline.encoders.faults import Fault, match_checked, require_unit_vectors
+from chiasm.pipeline.encoders.faults import (
+    ENCODE_REASONS,
+    Fault,
+    match_checked,
+    require_unit_vectors,
+)
 from chiasm.pipeline.encoders.protocols import JOINT, Encoded, Encoder, Matcher, Preprocessor
 from chiasm.pipeline.errors import ChiasmError, EncoderError, Undecodable
 from chiasm.pipeline.pretrained import mend_model
@@ -110,6 +116,16 @@ def probe_answerer(answerer: Answerer, task: str, language: str) -> None:
             found=fault.detail,
             do=_advice(fault, answerer),
         ) from error
+
+
+def require_trial(
+    answerer: Answerer, requests: Sequence[Request], replies: Sequence[Reply | Fault]
+) -> None:
+    """Where no request has an answer, `probe_answerer` for the first: EncoderError where that is
+    the model's fault."""
+    faults = [isinstance(reply, Fault) and reply.reason in ENCODE_REASONS for reply in replies]
+    if faults and all(faults):
+        probe_answerer(answerer, requests[0].task, requests[0].language)
 
 
 def _trial(encode: Callable[[Sequence[Any]], T], items: Sequence[Any]) -> T | None:

@@ -11,10 +11,10 @@ in a later `chiasm search`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
 
 from chiasm.pipeline.encoders.answerers import Answerer
 from chiasm.pipeline.encoders.base import require_matcher
@@ -129,8 +129,9 @@ def with_absolute_folder(name: str) -> str:
     """`hf:./model` -> `hf:/where/it/is/model`, so that the name holds in any folder; another name
     as it is, of whatever family."""
     family, _, model = name.partition(":")
-    if model and Path(model).expanduser().is_dir():
-        return f"{family}:{Path(model).expanduser().resolve()}"
+    folder = os.path.expanduser(model)
+    if model and os.path.isdir(folder):
+        return f"{family}:{os.path.realpath(folder)}"
     return name
 
 

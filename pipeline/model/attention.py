@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @overload
 def multi_head_attention(
@@ -39,12 +41,15 @@ def multi_head_attention(
     Q (B, T, D), K and V (B, S, D) -> (B, T, D), and the weights (B, H, T, S) where asked for. mask:
     bool, True where Q attends, of a shape that broadcasts to (B, H, T, S): padding (B, S) is given
     as (B, 1, 1, S). Weights of a row sum to 1; a row that attends nowhere has weights and output 0.
-    ValueError where D is no multiple of `num_heads`, for K or V of another shape or dtype, for
-    numbers that are not floating, and for a mask that does not broadcast or is not bool.
+    A key that no row attends to, such as padding, may be anything, NaN too. ValueError where D is
+    no multiple of `num_heads`, for K or V of another shape or dtype, for numbers that are not
+    floating or have 8 bits, and for a mask that does not broadcast or is not bool.
     """
     _require_fit(Q, K, V, num_heads, mask)
-    if mask is not None and mask.ndim < 2:  # of which the fused kernels take none
-        mask = mask.expand(1, K.shape[1])
+    if mask is not None:
+        mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+        read = mask.any(dim=(1, 2))[..., None]  # (B or 1, S or 1, 1)
+        K, V = (x.masked_fill(~read, 0) for x in (K, V))
     query, key, value = (_split(x, num_heads) for x in (Q, K, V))
     if return_weights:
         weights = _weights(query, key, mask)
@@ -61,12 +66,15 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
 
 def _weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     """query (B, H, T, d), key (B, H, S, d) -> the softmax by the formula, (B, H, T, S)."""
+    dtype = query.dtype
+    if dtype == torch.float16:  # whose products overflow; the fused kernels sum in float32
+        query, key = query.float(), key.float()
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
     if mask is None:
-        return scores.softmax(dim=-1)
+        return scores.softmax(dim=-1).to(dtype)
     # The lowest number, not -inf: the softmax of a row of -inf is NaN, and so is its gradient.
     weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1)
-    return weights.masked_fill(~mask, 0)
+    return weights.masked_fill(~mask, 0).to(dtype)
 
 
 def _require_fit(Q: Tensor, K: Tensor, V: Tensor, num_heads: int, mask: Tensor | None) -> None:
@@ -77,11 +85,12 @@ def _require_fit(Q: Tensor, K: Tensor, V: Tensor, num_heads: int, mask: Tensor |
             "Q, K, V: expected (B, T, D), (B, S, D) and (B, S, D), found "
             f"{tuple(query)}, {tuple(key)} and {tuple(V.shape)}"
         )
-    if not Q.dtype == K.dtype == V.dtype or not Q.dtype.is_floating_point:
+    if not Q.dtype == K.dtype == V.dtype or Q.dtype not in DTYPES:
         raise ValueError(
-            f"Q, K, V: expected one floating dtype, found {Q.dtype}, {K.dtype} and {V.dtype}"
+            "Q, K, V: expected one floating dtype of 16 bits or more, found "
+            f"{Q.dtype}, {K.dtype} and {V.dtype}"
         )
-    if not isinstance(num_heads, int) or num_heads < 1 or query[2] % num_heads:
+    if type(num_heads) is not int or num_heads < 1 or query[2] % num_heads:
         raise ValueError(
             f"num_heads {num_heads}: expected a divisor of the width, found {query[2]}"
         )

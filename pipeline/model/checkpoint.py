@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from chiasm.pipeline.errors import ChiasmError, EncoderError
 from chiasm.pipeline.model.config import ModelConfig
@@ -80,6 +80,17 @@ def require_finite_tensors(
         raise ChiasmError(what, expected=expected, found=found, do=do)
 
 
+def require_sound(saved: Mapping[str, Tensor], network: nn.Module) -> None:
+    """ValueError where a saved tensor has whole numbers for a weight that has none, or one that is
+    NaN or infinity. Names and shapes are left to `load_state_dict`."""
+    wanted = network.state_dict()
+    for name, tensor in saved.items():
+        floating = name in wanted and wanted[name].is_floating_point()
+        if floating and not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
+            found = "NaN or infinity" if tensor.is_floating_point() else str(tensor.dtype)
+            raise ValueError(f"{name}: expected finite floating numbers, found {found}")
+
+
 def load_model(
     folder: Path, precision: torch.dtype = torch.float32
 ) -> tuple[JointNetwork, Tokenizer]:
@@ -98,6 +109,7 @@ def load_model(
         saved = load_file(folder / WEIGHTS)
         if format_of(folder) == FIRST_FORMAT:
             saved = tensors_in_code(saved, TENSOR_NAMES)
+        require_sound(saved, model)
         weights = {name: tensor.to(precision) for name, tensor in saved.items()}
         model.load_state_dict(weights, assign=True)
     except MISFITS as error:

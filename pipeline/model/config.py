@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, cast
 
@@ -52,11 +52,40 @@ def of_fields(kind: type[C], plain: Any, **parts: type) -> C:
     return kind(**given)
 
 
+def require_values(part: str, config: Any, zero: Sequence[str] = ()) -> None:
+    """ValueError for a field of a config that is not of its type, for a number below 1, or below 0
+    where `zero` names it, and for heads that do not divide the width. part: what it is called."""
+    for item in fields(config):
+        value, kind = getattr(config, item.name), str(item.type)
+        least = int(item.name not in zero)
+        if kind == "int":
+            fits, expected = _is_size(value, least), f"{least} or more"
+        elif kind.startswith("tuple[int"):
+            fits = isinstance(value, tuple) and all(_is_size(size, least) for size in value)
+            expected = f"numbers of {least} or more"
+        elif kind == "bool":
+            fits, expected = isinstance(value, bool), "true or false"
+        else:
+            continue
+        if not fits:
+            name = f"{part} {item.name}".strip()
+            raise ValueError(f"{name}: expected {expected}, found {value!r}")
+        if item.name == "heads" and config.width % value:
+            raise ValueError(
+                f"{part} heads: expected a divisor of the width {config.width}, found {value}"
+            )
+
+
+def _is_size(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least
+
+
 @dataclass(frozen=True)
 class ImageConfig:
     """The image tower: a convolutional stem of stride 12, then transformer blocks over N patches.
 
     side: S, pixels; a multiple of 12. stem: channels of the stem's first two of three layers.
+    ValueError for other sides and for values that are no sizes.
     """
 
     side: int = 72
@@ -64,6 +93,14 @@ class ImageConfig:
     width: int = 192
     depth: int = 4
     heads: int = 3
+
+    def __post_init__(self) -> None:
+        require_values("image", self)
+        if self.side % STRIDE or len(self.stem) != 2:
+            raise ValueError(
+                f"image: expected a side that is a multiple of {STRIDE} and a stem of two, found "
+                f"{self.side} and {self.stem}"
+            )
 
     @property
     def patches(self) -> int:
@@ -73,13 +110,17 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text tower. context: longest text in tokens, start and end included; the rest is cut."""
+    """The text tower. context: longest text in tokens, start and end included; the rest is cut.
+    ValueError for values that are no sizes."""
 
     vocabulary: int = 1024
     context: int = 64
     width: int = 192
     depth: int = 2
     heads: int = 3
+
+    def __post_init__(self) -> None:
+        require_values("text", self)
 
 
 @dataclass(frozen=True)
@@ -88,7 +129,7 @@ class FusionConfig:
     tokens that add and gated resample each modality to. bounded_residual: the form of the joint
     vector, see fusion.py; False is that of folders that do not say it. residual_of_vectors: does
     the learned part of the bounded form read the modalities' vectors, too? ValueError where it
-    should and the form is the other.
+    should and the form is the other, and for values that are no sizes.
     """
 
     fusion: str = "cross_attention"
@@ -100,6 +141,7 @@ class FusionConfig:
     residual_of_vectors: bool = field(default=False, metadata=absent(False))
 
     def __post_init__(self) -> None:
+        require_values("fusion", self)
         if self.residual_of_vectors and not self.bounded_residual:
             raise ValueError("residual_of_vectors: expected with bounded_residual alone")
 
@@ -130,10 +172,7 @@ class DecoderConfig:
     reads_fused: bool = field(default=False, metadata=absent(False))
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "grounding", "heads", "context"):
-            least, value = int(name != "grounding"), getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"decoder {name}: expected {least} or more, found {value!r}")
+        require_values("decoder", self, zero=("grounding",))
         if not isinstance(self.prefixes, tuple | list):
             raise ValueError(f"decoder prefixes: expected a tuple, found {self.prefixes!r}")
         unknown = [prefix for prefix in self.prefixes if prefix not in PREFIXES]
@@ -161,8 +200,8 @@ class ImageTokensConfig:
 
     def __post_init__(self) -> None:
         """ValueError for values that make no picture."""
-        possible = self.side > 0 and self.stride > 0
-        if not possible or self.stride % FINE_STRIDE or self.side % self.stride:
+        require_values("image tokens", self, zero=("depth",))
+        if self.stride % FINE_STRIDE or self.side % self.stride:
             raise ValueError(
                 f"side {self.side}, stride {self.stride}: expected a side that is a multiple of "
                 f"the stride, and a stride that is a multiple of {FINE_STRIDE}"
@@ -203,6 +242,7 @@ class ModelConfig:
     image_tokens: ImageTokensConfig | None = field(default=None, metadata=absent(None))
 
     def __post_init__(self) -> None:
+        require_values("", self)
         if self.decoder and self.image_tokens and self.decoder.context < self.image_tokens.tokens:
             raise ValueError(
                 f"decoder context {self.decoder.context}: expected at least the "

@@ -32,9 +32,10 @@ from chiasm.pipeline.model.checkpoint import (
     MISFITS,
     WEIGHTS,
     require_finite_tensors,
+    require_sound,
     write_file,
 )
-from chiasm.pipeline.model.config import FusionConfig, of_fields
+from chiasm.pipeline.model.config import FusionConfig, of_fields, require_values
 from chiasm.pipeline.model.fusion import Fused, Fusion, Modality
 from chiasm.pipeline.model.matching import Match, Matching
 from chiasm.pipeline.model.towers import INITIAL_SCALE, LARGEST_SCALE, initialise
@@ -47,12 +48,15 @@ DROPOUT = 0.3  # of the tokens' elements in training: thousands of pairs are few
 @dataclass(frozen=True)
 class FrozenJointConfig:
     """encoder: a name that loads it from any working directory; fingerprint: of what it was;
-    dim: E of its vectors."""
+    dim: E of its vectors. ValueError for values that are no sizes."""
 
     encoder: str
     fingerprint: str
     dim: int
     fusion: FusionConfig
+
+    def __post_init__(self) -> None:
+        require_values("", self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field name."""
@@ -160,7 +164,9 @@ def load_frozen_joint(folder: Path) -> FrozenJointNetwork:
             do = f"load it as an encoder: pocket:{folder}" if "joint model" in str(kind) else ""
             raise _not_a_model(folder, f"a {FROZEN_FORMAT}", str(kind), do)
         network = FrozenJointNetwork(FrozenJointConfig.from_dict(fields))
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        saved = load_file(folder / WEIGHTS)
+        require_sound(saved, network)
+        network.load_state_dict(saved)
     except MISFITS as error:
         found = f"{type(error).__name__}: {error}"[:300]
         raise _not_a_model(

@@ -9,6 +9,7 @@ never made with random ones.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -55,7 +56,7 @@ def multimodal_fusion(
     without any token counts as no text. num_heads: for `attention`.
 
     fusion: a form without parameters,
-        concat     [t; i]: vectors (B, 2 D), tokens (B, T + N, D)
+        concat     [t; i]: vectors (B, D_0 + D_1), tokens (B, T + N, D)
         add        t + i, of equal shapes: (B, D) or (B, T, D)
         mean       (t + i) / 2, likewise
         attention  [t + A(t, i); i + A(i, t)], of tokens, with `num_heads` heads: (B, T + N, D)
@@ -69,6 +70,7 @@ def multimodal_fusion(
     where these are asked for; EncoderError for a folder that holds no model.
     """
     given = text_embedding, image_embedding
+    _require_tensors(*given)
     if not isinstance(fusion, str) or (fusion not in FORMS and _is_folder(fusion)):
         model = _loaded(fusion)
         if isinstance(model, FrozenJointNetwork):
@@ -78,9 +80,8 @@ def multimodal_fusion(
         if model.fusion is None:
             raise ValueError("fusion: expected a model that has one, found two towers alone")
         _require_unread("a trained fusion", None, num_heads)
-        config = model.config
-        widths = config.text.width, config.image.width
-        _require_encoded(*given, text_mask, widths, config.image.patches)
+        widths = model.config.text.width, model.config.image.width
+        _require_encoded(*given, text_mask, widths, model.config.image.patches)
         text = _text_modality(model, text_embedding, text_mask)
         return model.fuse(text, _image_modality(model, image_embedding)).joint
     if fusion not in FORMS:
@@ -118,6 +119,8 @@ def joint_decoder(
     ValueError for shapes that do not fit, for another name, for a model without a decoder, and for
     `num_heads` that would not be read; EncoderError for a folder that holds no model.
     """
+    given = text_encoder_output, image_encoder_output, text_mask
+    _require_tensors(input_sequence, *given[:2])
     if decoder == "attention":
         _require_shape("input_sequence", input_sequence, (None, None, None), "(B, T, D)")
         rows, _, width = input_sequence.shape
@@ -136,7 +139,6 @@ def joint_decoder(
     if isinstance(decoder, str) and not _is_folder(decoder):
         raise ValueError(_not_a_form("decoder", decoder, ("attention",)))
     _require_unread("a trained decoder", None, num_heads)
-    given = text_encoder_output, image_encoder_output, text_mask
     if isinstance(decoder, Decoder):
         return _logits_of_decoder(input_sequence, *given, decoder)
     return _logits_of_network(input_sequence, *given, _loaded(decoder))
@@ -167,6 +169,13 @@ def _logits_of_network(
     return _logits_of_decoder(ids, source, image, mask, model.decoder)
 
 
+def _require_tensors(*given: object) -> None:
+    """ValueError with the types where one is no tensor."""
+    if not all(isinstance(value, Tensor) for value in given):
+        types = ", ".join(type(value).__name__ for value in given)
+        raise ValueError(f"expected tensors, found {types}")
+
+
 Shape = tuple[int | None, ...]  # None: any size
 
 
@@ -184,6 +193,8 @@ def _require_shape(name: str, tensor: Tensor, shape: Shape, form: str) -> None:
 def _require_mask(mask: Tensor | None, text: Tensor) -> None:
     if mask is None:
         return
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"text_mask: expected a tensor, found {type(mask).__name__}")
     _require_shape("text_mask", mask, tuple(text.shape[:2]), "(B, T) of the text")
     if mask.dtype != torch.bool:
         raise ValueError(f"text_mask: expected bool, found {mask.dtype}")
@@ -235,6 +246,7 @@ def _concat(text: Tensor, image: Tensor, mask: Tensor | None, num_heads: int) ->
 
 
 def _add(text: Tensor, image: Tensor, mask: Tensor | None, num_heads: int) -> Tensor:
+    _require_same_rank(text, image)
     if text.shape != image.shape:
         raise ValueError(
             f"text {tuple(text.shape)} and image {tuple(image.shape)}: expected equal shapes"
@@ -268,7 +280,7 @@ def _require_same_rank(text: Tensor, image: Tensor) -> None:
     if not fits or (text.ndim == 3 and text.shape[-1] != image.shape[-1]):
         raise ValueError(
             f"text {tuple(text.shape)} and image {tuple(image.shape)}: expected vectors of both, "
-            "(B, D), or tokens of one width, (B, T, D) and (B, N, D)"
+            "(B, D_0) and (B, D_1), or tokens of one width, (B, T, D) and (B, N, D)"
         )
 
 
@@ -281,7 +293,7 @@ def _not_a_form(what: str, name: str, forms: object) -> str:
 
 
 def _is_folder(name: str | Path) -> bool:
-    return Path(name).is_dir()
+    return os.path.isdir(name)  # False for "", and for what is too long a name
 
 
 def _loaded(model: str | Path | Network | HasNetwork) -> Network:
@@ -302,9 +314,10 @@ def _cast(tensor: Tensor, model: nn.Module) -> Tensor:
 
 
 def _present(tokens: Tensor, mask: Tensor | None) -> Modality:
-    """Tokens as a modality of which the vector is not read."""
+    """Tokens as a modality of which the vector is not read; what is masked may be anything."""
     if mask is None:
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    tokens = tokens.masked_fill(~mask[..., None], 0)
     return Modality(tokens, mask, tokens.new_zeros(len(tokens), 0))
 
 

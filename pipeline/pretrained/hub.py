@@ -141,7 +141,8 @@ def find_model(
     Raises EncoderError where there is no such folder or id, where the hub does not answer and its
     cache has no copy, and where configuration or weights are missing.
     """
-    what, name, path = f"{family}:{model}", f"{family}:{model}", Path(model).expanduser()
+    what = name = f"{family}:{model}"
+    path = Path(os.path.expanduser(model))
     title = f"{use} {what}"
     if not model:
         raise EncoderError(title, expected="a folder or an id after the colon")

@@ -22,6 +22,7 @@ class WebFiles(ReadableFiles[ReadableStore]):
     def canonical(self, url: str) -> str:
         try:
             parts = urlsplit(url)
+            _ = parts.port  # ValueError for what is none
         except ValueError as error:
             rest = url.partition("://")[2].partition("?")[0].rpartition("@")[2]
             raise UsageError(

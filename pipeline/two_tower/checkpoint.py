@@ -24,6 +24,7 @@ from chiasm.pipeline.model.checkpoint import (
     names_in_code,
     names_in_files,
     require_finite_tensors,
+    require_sound,
     tensors_in_code,
     tensors_in_files,
     write_file,
@@ -107,9 +108,11 @@ def load_two_tower(folder: Path) -> TwoTowerNetwork:
         if kind not in NETWORKS:
             raise _other_format(folder, kind)
         network = NETWORKS[kind](config_from_json(fields))
+        saved = tensors_in_code(load_file(folder / WEIGHTS), TENSOR_NAMES)
+        require_sound(saved, network)
         weights = {
             name: tensor if name in EXACT else tensor.to(torch.float32)
-            for name, tensor in tensors_in_code(load_file(folder / WEIGHTS), TENSOR_NAMES).items()
+            for name, tensor in saved.items()
         }
         network.load_state_dict(weights)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -123,9 +126,12 @@ def load_two_tower(folder: Path) -> TwoTowerNetwork:
 
 
 def _other_format(folder: Path, found: object) -> EncoderError:
+    others = {"chiasm joint model": "pocket", "chiasm frozen joint": "joint"}
+    scheme = next((others[name] for name in others if str(found).startswith(name)), None)
+    again = "train again: chiasm train two-tower, into another folder"
     return EncoderError(
         f"model folder {folder}",
         expected=" or ".join(NETWORKS),
         found=str(found),
-        do="train again: chiasm train two-tower, into another folder",
+        do=f"load it as an encoder: {scheme}:{folder}" if scheme else again,
     )

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chiasm.pipeline.model.config import FusionConfig, of_fields
+from chiasm.pipeline.model.config import FusionConfig, of_fields, require_values
 from chiasm.pipeline.model.fusion import Fusion, Modality
 from chiasm.pipeline.two_tower.expansion import Expansion
 from chiasm.pipeline.two_tower.hubness import HubnessReduction
@@ -53,7 +53,8 @@ class TwoTowerConfig:
     of tokens; sqrt_features: are image features square-rooted; landmarks: M; text_landmarks: of
     expansion, 0 for none; query_bank: N of `hubness.py`; words: V, tokens with word evidence; dim:
     E, of what is indexed; text_weight: of the text in the mean, 0.5 but in formats of `earlier.py`;
-    hubness_power: p of `hubness.py`; fusion: None where a mean was as good.
+    hubness_power: p of `hubness.py`; fusion: None where a mean was as good. ValueError for values
+    that are no sizes.
     """
 
     image: str
@@ -77,6 +78,9 @@ class TwoTowerConfig:
     text_weight: float = 0.5
     hubness_power: float = 0.0
     fusion: FusionConfig | None = None
+
+    def __post_init__(self) -> None:
+        require_values("", self, zero=("text_landmarks", "words"))
 
     @property
     def space(self) -> int:

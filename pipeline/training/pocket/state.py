@@ -14,6 +14,7 @@ from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import (
     TENSOR_NAMES,
     load_state,
+    names_in_code,
     save_state,
     tensors_in_code,
     tensors_in_files,
@@ -21,6 +22,7 @@ from chiasm.pipeline.model.checkpoint import (
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.tokenizer import Tokenizer
+from chiasm.pipeline.training.facts import changed, flat, values_of
 from chiasm.pipeline.training.optim import without_prefix
 from chiasm.pipeline.training.pocket.settings import STATE_CONFIG_NAMES
 
@@ -92,16 +94,17 @@ def read_state(
             found="one of another version, which has others",
             do="train anew in another folder",
         )
-    names = {saved: name for name, saved in STATE_CONFIG_NAMES.items()}
-    changed = sorted(
-        names.get(key, key) for key, value in settings.items() if value != facts["settings"][key]
+    before, now = (
+        dict(flat(names_in_code(saved, STATE_CONFIG_NAMES)))
+        for saved in (facts["settings"], settings)
     )
-    if changed:
+    names = changed(before, now)
+    if names:
         raise UsageError(
             f"training in {folder}",
-            expected="the settings it was started with",
-            found="others for " + ", ".join(changed),
-            do="give those, or another folder",
+            expected=f"{values_of(before, names)}, as it began",
+            found=values_of(now, names),
+            do="give what it began with, or another folder",
         )
     return tensors_in_code(tensors, STATE_TENSOR_NAMES), facts
 
