@@ -135,9 +135,10 @@ class ShardAnswers:
 def answer_shards(request: AnswerRequest, report: Report = lambda line: None) -> AnswersSummary:
     """Ask about shards. report: called with a line after each shard.
 
-    Raises UsageError for a target that is the shards' own folder or read only, and for a task or
-    language that the model lacks, CollectionError for a folder that has answers of another model or
-    to another question, EncoderError for a model that cannot be loaded or answers nothing."""
+    Raises UsageError for a target that is the shards' own folder, a collection or read only, and
+    for a task or language that the model lacks, CollectionError for a folder that has answers of
+    another model or to another question, EncoderError for a model that cannot be loaded or
+    answers nothing."""
     if request.write_shards and request.answers.task != "caption":
         raise UsageError("--shards", expected="chiasm caption", found=request.answers.task)
     require_writable(request.to)

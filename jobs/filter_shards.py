@@ -107,9 +107,9 @@ class ShardFilter:
 def filter_shards(request: FilterRequest, report: Report = lambda line: None) -> FilterSummary:
     """Filter shards into a folder. report: called with a line after each shard.
 
-    Raises UsageError for a target that is the shards' own folder or read only, ChiasmError where
-    more captions would go than `filter.max_noisy` allows; then no shard is written, and the scores
-    stay."""
+    Raises UsageError for a target that is the shards' own folder, a collection or read only,
+    ChiasmError where more captions would go than `filter.max_noisy` allows; then no shard is
+    written, and the scores stay."""
     require_writable(request.to)
     require_other_folder(request.shards, request.to)
     # Workers on Ray run in a folder of their own, where a relative path means another place.

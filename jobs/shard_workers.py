@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from chiasm.jobs.config import WorkerSettings
+from chiasm.pipeline.collection import read_identity
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Folder, display_name
@@ -50,7 +51,15 @@ def shard_workers(
 
 
 def require_other_folder(shards: Sequence[Shard], to: str) -> None:
-    """UsageError where a shard is in the folder: the next run would read what this one wrote."""
+    """UsageError where a shard is in the folder, as the next run would read what this one wrote;
+    and for a collection."""
+    if read_identity(Folder(to)) is not None:
+        raise UsageError(
+            f"--to {to}",
+            expected="another folder than that of a collection",
+            found="a collection",
+            do="name another folder",
+        )
     target = Folder(to).url.rstrip("/")
     for shard in shards:
         if shard.url.rpartition("/")[0] == target:

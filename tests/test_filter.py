@@ -11,12 +11,15 @@ import pytest
 from conftest import make_shard
 from conftest import samples as kept_samples
 from fake_encoder import FakeEncoder
+from recorded_disk import Tree
 from shard_scores import Judge, filter_by_judge, score_shard
 from tars import json_of, read_tar, write_tar
 from tiny_llava import cross_encoder_folder
 
+from chiasm.jobs.answer_shards import AnswerRequest, answer_shards
 from chiasm.jobs.config import compose
 from chiasm.jobs.filter_shards import USES, FilterRequest, filter_shards
+from chiasm.pipeline.answers import AnswerSettings
 from chiasm.pipeline.caption_filter import (
     Filtered,
     FilterSettings,
@@ -30,6 +33,7 @@ from chiasm.pipeline.collection import runs
 from chiasm.pipeline.encoders import ENCODERS, Input, load_matcher
 from chiasm.pipeline.errors import ChiasmError, CollectionError, EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.storage import Folder
 
@@ -278,6 +282,26 @@ def test_the_folder_of_the_shards_is_no_target(tmp_path, chiasm):
     assert ran.returncode == 2
     assert "expected another folder than that of the shards" in ran.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["s.tar"]
+
+
+def test_a_collection_is_no_target(tmp_path, chiasm):
+    """Of what is written about shards; nor are answers one of embeddings."""
+    shard = make_shard(tmp_path / "s.tar", 2)
+    make_collection(shard, tmp_path / "c", "pocket")
+    before = Tree.read(tmp_path / "c").files()
+    for command in (("filter", "--encoder", "fake:matcher"), ("caption",)):
+        ran = chiasm(command[0], shard, "--to", tmp_path / "c", *command[1:])
+        assert ran.returncode == 2 and "found a collection; name another folder" in ran.stderr
+    assert Tree.read(tmp_path / "c").files() == before
+    (tmp_path / "answers").mkdir()
+    source = list_shards([str(shard)])
+    to = str(tmp_path / "answers")
+    answers = AnswerSettings("caption", "en")
+    answer_shards(AnswerRequest(source, to, "pocket", answers, compose("laptop")))
+    before = Tree.read(tmp_path / "answers").files()
+    ran = chiasm("embed", shard, "--to", to)
+    assert ran.returncode == 2 and "found answers about shards; name another" in ran.stderr
+    assert Tree.read(tmp_path / "answers").files() == before
 
 
 def test_a_filter_that_is_stopped_goes_on_from_its_scores(tmp_path):
