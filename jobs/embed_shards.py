@@ -16,7 +16,6 @@ from chiasm.jobs.cluster import Address, Pool, Recipe, connected, require_addres
 from chiasm.jobs.config import DEFAULT_ENCODER, Settings
 from chiasm.jobs.console import Progress
 from chiasm.jobs.signals import STOPPING
-from chiasm.pipeline.answers import read_identity as read_answers_identity
 from chiasm.pipeline.collection import (
     FOLDERS,
     SHARD_FOLDERS,
@@ -25,9 +24,9 @@ from chiasm.pipeline.collection import (
     create_or_check,
     known_shards,
     read_identity,
+    require_no_answers,
 )
 from chiasm.pipeline.embed_summary import EmbedSummary, summarize
-from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.make import absolute_name
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Folder, require_writable
@@ -74,13 +73,8 @@ def embed_shards(
     require_writable(request.to)
     folder = Folder(request.to)
     identity = read_identity(folder)
-    if identity is None and read_answers_identity(folder) is not None:
-        raise UsageError(
-            f"--to {request.to}",
-            expected="a new folder, or a collection",
-            found="answers about shards",
-            do="name another folder",
-        )
+    if identity is None:
+        require_no_answers(folder)
     if identity is None and request.settings.encoder.name is None:
         report(NEW_WITH_POCKET)
     settings, encoder = resolve_settings(request.settings, identity)

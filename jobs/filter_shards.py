@@ -24,7 +24,7 @@ from chiasm.pipeline.caption_filter import (
     store_scores,
     write_filtered,
 )
-from chiasm.pipeline.collection import Run
+from chiasm.pipeline.collection import Run, require_no_answers
 from chiasm.pipeline.encoders import (
     Matcher,
     load_matcher,
@@ -112,6 +112,7 @@ def filter_shards(request: FilterRequest, report: Report = lambda line: None) ->
     written, and the scores stay."""
     require_writable(request.to)
     require_other_folder(request.shards, request.to)
+    require_no_answers(Folder(request.to))
     # Workers on Ray run in a folder of their own, where a relative path means another place.
     encoder = with_absolute_folder(request.encoder)
     request = replace(request, to=Folder(request.to).url, encoder=encoder)

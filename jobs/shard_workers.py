@@ -51,7 +51,7 @@ def shard_workers(
 
 
 def require_other_folder(shards: Sequence[Shard], to: str) -> None:
-    """UsageError where a shard is in the folder, as the next run would read what this one wrote;
+    """UsageError where a shard is in the folder, as the next run would read what this one wrote,
     and for a collection."""
     if read_identity(Folder(to)) is not None:
         raise UsageError(

@@ -21,6 +21,7 @@ from chiasm.pipeline.collection import (
     create_or_check,
     known_shards,
     read_identity,
+    require_no_answers,
 )
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
@@ -64,8 +65,10 @@ def make_collection(
     """
     started = time.monotonic()
     shard_list, folder, settings = _list(shards), Folder(str(to)), settings or EmbedSettings()
+    existing = read_identity(folder)
+    if existing is None:
+        require_no_answers(folder)
     if isinstance(encoder, str):
-        existing = read_identity(folder)
         compute = EncoderSettings(precision=existing.precision if existing else "auto")
         encoder = load_encoder(absolute_name(encoder), compute)
     with Run(folder, "make_collection", {"encoder": encoder.name, "limit": limit}) as run:

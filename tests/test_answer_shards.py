@@ -288,10 +288,10 @@ def test_a_model_that_fails_on_a_sample_costs_no_other_its_answer(tmp_path, fake
 
 def test_a_model_that_answers_nothing_ends_the_run_with_nothing_written(shard, tmp_path, fake):
     fake.broken = True
-    with pytest.raises(EncoderError, match="an answer for one of two pictures, as a trial of cap"):
+    with pytest.raises(EncoderError, match="an answer for one of two inputs, as a trial of cap"):
         answer_shards(request_for([shard], tmp_path / "to"))
     assert not (tmp_path / "to").exists()
-    with pytest.raises(EncoderError, match="an answer for one of two pictures"):
+    with pytest.raises(EncoderError, match="an answer for one of two inputs"):
         answer_shard(shard, fake, Folder(str(tmp_path / "to")), CAPTION, "run")
     assert list((tmp_path / "to/answers").iterdir()) == []
 

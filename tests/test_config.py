@@ -8,13 +8,21 @@ import re
 from dataclasses import asdict
 
 import pytest
+import torch
 import yaml
 
 from chiasm.index.plan import IndexSettings
 from chiasm.jobs.config import Settings, compose, keys
 from chiasm.jobs.preset_files import presets
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.model.config import DecoderConfig, ImageTokensConfig, ModelConfig
+from chiasm.pipeline.model.config import (
+    DecoderConfig,
+    ImageConfig,
+    ImageTokensConfig,
+    ModelConfig,
+)
+from chiasm.pipeline.model.towers import ImageTower
+from chiasm.pipeline.two_tower.network import TwoTowerConfig
 
 
 def test_flags_win_over_set_and_set_over_the_preset(tmp_path):
@@ -275,9 +283,19 @@ def test_sizes_that_no_decoder_has_are_refused(field, value, line):
         ("text", "heads", "3", "text heads: expected 1 or more, found '3'"),
         ("text", "heads", True, "text heads: expected 1 or more, found True"),
         ("image", "heads", 7, "image heads: expected a divisor of the width 192, found 7"),
-        ("image", "side", 70, "image: expected a side that is a multiple of 12 and a stem of"),
-        ("image", "stem", [48], "image: expected a side that is a multiple of 12 and a stem of"),
-        ("image", "stem", [48, 0], "image stem: expected numbers of 1 or more, found (48, 0)"),
+        ("image", "side", 70, "image: expected a side of whole patches, such as a"),
+        (
+            "image",
+            "stem",
+            [48],
+            "image: expected a side of whole patches, such as a",
+        ),
+        (
+            "image",
+            "stem",
+            [48, 0],
+            "image stem: expected several numbers, each 1 or more, found (48, 0)",
+        ),
         ("fusion", "heads", None, "fusion heads: expected 1 or more, found None"),
         ("fusion", "slots", 2.5, "fusion slots: expected 1 or more, found 2.5"),
         ("fusion", "bounded_residual", "x", "bounded_residual: expected true or false, found 'x'"),
@@ -285,6 +303,7 @@ def test_sizes_that_no_decoder_has_are_refused(field, value, line):
         ("decoder", "heads", 7, "decoder heads: expected a divisor of the width 192, found 7"),
         ("decoder", "reads_fused", "no", "reads_fused: expected true or false, found 'no'"),
         ("image_tokens", "width", -1, "image tokens width: expected 1 or more, found -1"),
+        ("image_tokens", "depth", [1], "image tokens depth: expected two numbers, found (1,)"),
         (None, "dim", 0, "dim: expected 1 or more, found 0"),
     ],
 )
@@ -304,3 +323,30 @@ def test_prefixes_that_no_task_has_are_refused():
     fields["decoder"]["prefixes"] = ["caption:en", "ask"]
     with pytest.raises(ValueError, match=r"decoder prefixes: .* found ask$"):
         ModelConfig.from_dict(fields)
+
+
+@pytest.mark.parametrize("side", [32, 36, 64, 128, 224])
+def test_a_side_of_whole_patches_is_one(side):
+    """As the stem makes them: a stride of 4, rounded up, then one of 3, rounded down."""
+    config = ImageConfig(side=side, stem=(8, 8), width=8, depth=1, heads=2)
+    pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    assert ImageTower(config)(pixels)[0].shape == (1, config.patches, 8)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("sharpness", "x", "sharpness: expected a number, found 'x'"),
+        ("sharpness", float("nan"), "sharpness: expected a number, found nan"),
+        ("text_weight", None, "text_weight: expected a number, found None"),
+        ("image", 3, "image: expected a text, found 3"),
+        ("words", -1, "words: expected 0 or more, found -1"),
+        ("dim", 1, "dim: expected 2 or more, found 1"),
+        ("sqrt_features", 1, "sqrt_features: expected true or false, found 1"),
+    ],
+)
+def test_values_that_no_two_tower_model_has_are_refused(field, value, line):
+    plain = {"image": "a", "image_fingerprint": "1", "text": "b", "text_fingerprint": "2"}
+    plain |= {"image_width": 6, "patch_width": 5, "text_width": 7, "word_width": 4}
+    with pytest.raises(ValueError, match=re.escape(line)):
+        TwoTowerConfig(**{**plain, field: value})

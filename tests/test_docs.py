@@ -84,7 +84,7 @@ def test_every_method_of_explaining_is_told():
 
 
 def test_the_defaults_of_answers_and_of_joint_training_are_told():
-    joint, places = JointSettings(), DecoderConfig().context - 1
+    joint, places = JointSettings(), DecoderConfig().context
     sizes = {name: compose(name, ()).batch.size for name in ("laptop", "one_gpu", "cluster")}
     assert sizes["one_gpu"] == sizes["cluster"]
     for default in (
@@ -97,7 +97,7 @@ def test_the_defaults_of_answers_and_of_joint_training_are_told():
         f"{DECODER_STEPS:,} steps of {joint.decoder_batch} where json has",
     ):
         assert default in OPERATIONS
-    assert f"more than {places} tokens of the model's tokenizer" in FORMATS
+    assert f"more than {places - 1} tokens of the model's tokenizer" in FORMATS
 
 
 def test_every_stage_of_pocket_is_told_and_what_its_codes_are():

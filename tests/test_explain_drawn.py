@@ -227,8 +227,8 @@ def test_no_drawing_takes_the_place_of_a_picture_to_explain(
         ("~nosuchuser/x.png", "No such file or directory"),
         ("a\0.png", "embedded null byte"),
         ("\ud800.png", "surrogates not allowed"),
-        ("http://h:99999/x.png", "no URL (Port out of range 0-65535)"),
-        ("http://h:abc/x.png", "no URL (Port could not be cast to integer value as 'abc')"),
+        ("http://h:99999/x.png", "no URL (its port is no number from 0 to 65535)"),
+        ("http://h:abc/x.png", "no URL (its port is no number from 0 to 65535)"),
     ],
 )
 def test_a_name_that_no_picture_has_costs_no_other_pair_its_explanation(

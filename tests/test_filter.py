@@ -285,7 +285,7 @@ def test_the_folder_of_the_shards_is_no_target(tmp_path, chiasm):
 
 
 def test_a_collection_is_no_target(tmp_path, chiasm):
-    """Of what is written about shards; nor are answers one of embeddings."""
+    """`filter` and `caption` do not write into a collection, nor others into answers."""
     shard = make_shard(tmp_path / "s.tar", 2)
     make_collection(shard, tmp_path / "c", "pocket")
     before = Tree.read(tmp_path / "c").files()
@@ -299,8 +299,11 @@ def test_a_collection_is_no_target(tmp_path, chiasm):
     answers = AnswerSettings("caption", "en")
     answer_shards(AnswerRequest(source, to, "pocket", answers, compose("laptop")))
     before = Tree.read(tmp_path / "answers").files()
-    ran = chiasm("embed", shard, "--to", to)
-    assert ran.returncode == 2 and "found answers about shards; name another" in ran.stderr
+    with pytest.raises(UsageError, match="found answers about shards; name another folder"):
+        make_collection(shard, to, "pocket")
+    for command in (("embed",), ("filter", "--encoder", "fake:matcher")):
+        ran = chiasm(command[0], shard, "--to", to, *command[1:])
+        assert ran.returncode == 2 and "found answers about shards; name another" in ran.stderr
     assert Tree.read(tmp_path / "answers").files() == before
 
 

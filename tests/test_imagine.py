@@ -230,7 +230,10 @@ def test_a_candidate_whose_match_is_nan_is_not_the_best(drawing, monkeypatch):
     with_nan([torch.nan, 0.0, 100.0])
     (kept,) = at_random(answerer, [text], 3, seed=5)
     assert np.array_equal(kept.image, at_random(answerer, [text], 1, seed=7)[0].image)
-    with_nan([torch.nan] * 3)
+    with_nan([torch.inf, 0.0, 100.0])
+    (kept,) = at_random(answerer, [text], 3, seed=5)
+    assert np.array_equal(kept.image, at_random(answerer, [text], 1, seed=7)[0].image)
+    with_nan([torch.nan, -torch.inf, torch.inf])
     with pytest.raises(Fault, match="not_finite"):
         at_random(answerer, [text], 3, seed=5)
 

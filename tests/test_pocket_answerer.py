@@ -110,7 +110,7 @@ def test_replies_are_what_the_decoder_writes(folder):
     given = requests(answerer)
     replies = answerer.answer(given, GenerateSettings())
     for request, reply in zip(given, replies, strict=True):
-        text, mean = slow(folder, request, CONFIG.decoder.context - 1)
+        text, mean = slow(folder, request, CONFIG.decoder.context)
         assert reply.text == as_written(text, request.language)
         assert reply.confidence == pytest.approx(np.exp(mean), rel=1e-4)
     assert len({reply.text for reply in replies}) > 2
@@ -219,15 +219,24 @@ def test_an_answer_that_fills_the_room_of_the_model_is_none(folder, monkeypatch)
     generate = generation.generate
 
     def endless(step, first, state, options, seeds):
-        return generate(step, first, state, replace(options, end=None), seeds)
+        return generate(step, first, state, replace(options, end=-1), seeds)
 
     monkeypatch.setattr(generation, "generate", endless)
     for each in answer_batch(answerer, given, ONE_BEAM):
         assert isinstance(each, Fault) and each.reason == "no_end"
-    room = CONFIG.decoder.context - 1
+    room = CONFIG.decoder.context
     for most, ends in ((room - 1, True), (room, False), (room + 9, False)):
         replies = answer_batch(answerer, given, GenerateSettings(max_tokens=most))
         assert [isinstance(each, Reply) for each in replies] == [ends] * 3
+
+    def at_the_last(step, first, state, options, seeds):
+        ended = torch.ones(len(first), dtype=torch.bool)
+        return generation.Generated(
+            [[20] * (room - 1)] * len(first), torch.zeros(len(first)), ended
+        )
+
+    monkeypatch.setattr(generation, "generate", at_the_last)
+    assert all(isinstance(each, Reply) for each in answer_batch(answerer, given, ONE_BEAM))
 
 
 @torch.no_grad()

@@ -460,6 +460,10 @@ def test_a_tower_that_has_changed_is_refused(trained, towers, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(EncoderError, match="other files there"):
         load_encoder(f"two-tower:{folder}", CPU)
+    for text in ("3", '"x"', "null", "[]"):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(EncoderError, match="copy the folder again"):
+            load_encoder(f"two-tower:{folder}", CPU)
     (folder / "config.json").write_text("{}")
     with pytest.raises(EncoderError, match="train again"):
         load_encoder(f"two-tower:{folder}", CPU)

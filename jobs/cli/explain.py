@@ -72,9 +72,10 @@ def explain(
         file_to_write(to, others={"IMAGE": image})
     elif to is not None:
         file_to_write(file_of(to, 1))
-        inputs = _apart_from_drawings(inputs, to)
     model = require_explainer(load_encoder(encoder, settings.encoder))
     require_method(model, method)
+    if to is not None and inputs.several:
+        inputs = _apart_from_drawings(inputs, to)
     _explain_all(model, inputs, method, to, as_json)
 
 
@@ -83,9 +84,9 @@ def _apart_from_drawings(inputs: Inputs, folder: str) -> Inputs:
     their pictures."""
     batches = list(inputs.batches)
     items = [item for batch in batches for item in batch]
-    drawn = {_place(file_of(folder, number + 1)) for number in range(len(items))}
+    drawn = {_place(file_of(folder, number + 1)) for number in range(len(items))} - {None}
     for item in items:
-        if item.image is not None and _place(item.image) in drawn - {None}:
+        if item.image is not None and _place(item.image) in drawn:
             raise UsageError(
                 f"-o {folder}",
                 expected="a folder where no drawing has the name of a picture to explain",
@@ -116,7 +117,7 @@ def _explain_all(
             explanation = _explained(model, image, item.text or "", method)
             drawn = file_of(to, next(numbers)) if to is not None and inputs.several else to
             if drawn is not None:
-                file_to_write(drawn)
+                file_to_write(drawn, others={"the picture": item.image or ""})
                 write_explanation(image, item.text or "", explanation, drawn)
                 print_progress(f"drew {drawn}")
         except ChiasmError as error:

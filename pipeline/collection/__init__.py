@@ -26,6 +26,7 @@ from chiasm.pipeline.collection.identity import (
     create_or_check,
     package_versions,
     read_identity,
+    require_no_answers,
 )
 from chiasm.pipeline.collection.ledger import (
     LedgerEntry,
@@ -121,6 +122,7 @@ __all__ = [
     "read_identity",
     "read_metadata",
     "read_relocations",
+    "require_no_answers",
     "require_no_relocation",
     "rewrite_current_entry",
     "rewrite_entry",

@@ -23,13 +23,14 @@ from chiasm.pipeline.collection.parquet_schema import (
     vector_columns,
 )
 from chiasm.pipeline.encoders import JOINT, Encoder, load_encoder
-from chiasm.pipeline.errors import CollectionError, EncoderError
+from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import IMAGE
 from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.stored_records import read_record
 
 NAME = "collection.json"
+ANSWERS = "answers.json"  # of `pipeline/answers`, which imports this package
 SHARD_FOLDERS = ("ledger", "embeddings")  # written by workers
 FOLDERS = ("", "runs", "summaries", *SHARD_FOLDERS)  # where a run can leave temporaries
 
@@ -181,6 +182,17 @@ def read_identity(folder: Folder) -> Identity | None:
         return None
     where, what = display_name(folder.url_of(NAME)), "the identity of a collection"
     return read_record(data, where, Identity, what=what, schema=max(SCHEMAS))
+
+
+def require_no_answers(folder: Folder) -> None:
+    """UsageError for the folder of answers about shards."""
+    if folder.exists(ANSWERS):
+        raise UsageError(
+            display_name(folder.url),
+            expected="a new folder, or a collection",
+            found="answers about shards",
+            do="name another folder",
+        )
 
 
 def create_or_check(folder: Folder, identity: Identity, run_id: str) -> Identity:

@@ -93,13 +93,13 @@ class PocketAnswerer:
             return self._drawings(task, requests, settings)
         prefixes = [self._decoder.ids.prefix(task, request.language) for request in requests]
         found = self._generate("text", prefixes, self._start(task, requests), settings)
-        confidence = found.log_probability.exp().tolist()
+        confidence, ended = found.log_probability.exp().tolist(), found.ended.tolist()
         return [
             Reply(
                 as_written(self._encoder.tokenizer.decode(tokens), request.language),
                 confidence=confidence[row],
                 truncated=self._tokens_cut(request),
-                endless=len(tokens) == self._room,
+                endless=not ended[row] and len(tokens) == self._room,
             )
             for row, (tokens, request) in enumerate(zip(found.tokens, requests, strict=True))
         ]
@@ -120,9 +120,9 @@ class PocketAnswerer:
         if count > 1:
             image = self._network.image_modality(drawn)
             matches = self._network.match(text.take(rows), image).logit.view(-1, count)
-            matches = matches.float().nan_to_num(nan=-torch.inf)  # NaN last
-            best = best + matches.argmax(dim=1).cpu()
-            if not matches.isfinite().any(dim=1).all():
+            finite = matches.isfinite()
+            best = best + matches.float().masked_fill(~finite, -torch.inf).argmax(dim=1).cpu()
+            if not finite.any(dim=1).all():
                 raise Fault("not_finite", "the log odds of every candidate are NaN or infinity")
         pictures = drawn.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         confidence = found.log_probability.exp()[best.to(found.log_probability.device)].tolist()
@@ -138,8 +138,8 @@ class PocketAnswerer:
 
     @property
     def _room(self) -> int:
-        """Tokens of the longest answer, its end included."""
-        return self._decoder.config.context - 1
+        """Tokens of the longest answer, its end included: a prefix is read and the end is not."""
+        return self._decoder.config.context
 
     def _candidates(self, settings: GenerateSettings) -> int:
         """How many pictures to draw of a text; UsageError where nothing can choose among them."""

@@ -93,17 +93,20 @@ def probe_matcher(matcher: Matcher) -> None:
 
 
 def probe_answerer(answerer: Answerer, task: str, language: str) -> None:
-    """Raise EncoderError where the answerer answers for neither of two pictures, with a text where
-    the task has one. UsageError for a task or language that it lacks."""
+    """Raise EncoderError where the answerer has an answer for neither of two inputs of the task.
+    UsageError for a task or language that it lacks."""
     try:
-        items = _preprocessed(answerer, IMAGE, _inputs()[IMAGE])
-        if items is None:
+        images: Sequence[Any] | None = (None, None)
+        if IMAGE in TASKS[task]:
+            images = _preprocessed(answerer, IMAGE, _inputs()[IMAGE])
+        if images is None:
             return
         texts = TEXTS if TEXT in TASKS[task] else (None, None)
-        requests = [Request(task, language, *one) for one in zip(items, texts, strict=True)]
+        requests = [Request(task, language, *one) for one in zip(images, texts, strict=True)]
         replies = answer_batch(answerer, requests, GenerateSettings(max_tokens=2))
         faults = [reply for reply in replies if isinstance(reply, Fault)]
-        faults = [fault for fault in faults if fault.reason != "no_words"]  # of so few tokens
+        # Of so few tokens.
+        faults = [fault for fault in faults if fault.reason not in ("no_words", "no_end")]
         if len(faults) == len(requests):
             raise faults[-1]
     except ChiasmError:
@@ -112,7 +115,7 @@ def probe_answerer(answerer: Answerer, task: str, language: str) -> None:
         fault = Fault.of(error)
         raise EncoderError(
             f"model {answerer.name}",
-            expected=f"an answer for one of two pictures, as a trial of {task}",
+            expected=f"an answer for one of two inputs, as a trial of {task}",
             found=fault.detail,
             do=_advice(fault, answerer),
         ) from error

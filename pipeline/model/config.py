@@ -53,18 +53,24 @@ def of_fields(kind: type[C], plain: Any, **parts: type) -> C:
 
 
 def require_values(part: str, config: Any, zero: Sequence[str] = ()) -> None:
-    """ValueError for a field of a config that is not of its type, for a number below 1, or below 0
-    where `zero` names it, and for heads that do not divide the width. part: what it is called."""
+    """ValueError for a plain field of a config that is not of its type, for a whole number below 1,
+    or below 0 where `zero` names it, and for heads that do not divide the width. part: what it is
+    called."""
     for item in fields(config):
         value, kind = getattr(config, item.name), str(item.type)
         least = int(item.name not in zero)
         if kind == "int":
             fits, expected = _is_size(value, least), f"{least} or more"
         elif kind.startswith("tuple[int"):
-            fits = isinstance(value, tuple) and all(_is_size(size, least) for size in value)
-            expected = f"numbers of {least} or more"
+            several = isinstance(value, tuple | list)
+            fits = several and all(_is_size(size, least) for size in value)
+            expected = f"several numbers, each {least} or more"
         elif kind == "bool":
             fits, expected = isinstance(value, bool), "true or false"
+        elif kind == "float":
+            fits, expected = type(value) in (int, float) and math.isfinite(value), "a number"
+        elif kind == "str":
+            fits, expected = isinstance(value, str), "a text"
         else:
             continue
         if not fits:
@@ -95,11 +101,12 @@ class ImageConfig:
     heads: int = 3
 
     def __post_init__(self) -> None:
-        require_values("image", self)
-        if self.side % STRIDE or len(self.stem) != 2:
+        require_values("image", self, zero=("depth",))
+        # What the stem makes of a side: a stride of 4, rounded up, then one of 3, rounded down.
+        if -(-self.side // 4) // 3 != self.side // STRIDE or len(self.stem) != 2:
             raise ValueError(
-                f"image: expected a side that is a multiple of {STRIDE} and a stem of two, found "
-                f"{self.side} and {self.stem}"
+                f"image: expected a side of whole patches, such as a multiple of {STRIDE}, and a "
+                f"stem of two, found {self.side} and {self.stem}"
             )
 
     @property
@@ -120,7 +127,7 @@ class TextConfig:
     heads: int = 3
 
     def __post_init__(self) -> None:
-        require_values("text", self)
+        require_values("text", self, zero=("depth",))
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ class FusionConfig:
     residual_of_vectors: bool = field(default=False, metadata=absent(False))
 
     def __post_init__(self) -> None:
-        require_values("fusion", self)
+        require_values("fusion", self, zero=("depth",))
         if self.residual_of_vectors and not self.bounded_residual:
             raise ValueError("residual_of_vectors: expected with bounded_residual alone")
 
@@ -206,6 +213,8 @@ class ImageTokensConfig:
                 f"side {self.side}, stride {self.stride}: expected a side that is a multiple of "
                 f"the stride, and a stride that is a multiple of {FINE_STRIDE}"
             )
+        if len(self.depth) != 2:
+            raise ValueError(f"image tokens depth: expected two numbers, found {self.depth}")
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"levels {self.levels}: expected 2 or more in each dimension")
 

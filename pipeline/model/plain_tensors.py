@@ -51,9 +51,9 @@ def multimodal_fusion(
 ) -> Tensor:
     """A text and a picture, or B of each -> what both are together.
 
-    text_embedding, image_embedding: vectors (B, D), or tokens (B, T, D) and (B, N, D). text_mask
-    (B, T) bool, True where there is a token, for `attention` and for a `JointNetwork`; a text
-    without any token counts as no text. num_heads: for `attention`.
+    text_embedding, image_embedding: vectors (B, D), of one width but for `concat`, or tokens
+    (B, T, D) and (B, N, D). text_mask (B, T) bool, True where there is a token, for `attention` and
+    a `JointNetwork`; a text without any token counts as no text. num_heads: for `attention`.
 
     fusion: a form without parameters,
         concat     [t; i]: vectors (B, D_0 + D_1), tokens (B, T + N, D)

@@ -173,7 +173,7 @@ def _translating_errors() -> Iterator[None]:
     """Raise StoreErrors in place of what aiohttp raises."""
     try:
         yield
-    except (aiohttp.InvalidURL, ValueError) as error:  # ValueError: by yarl, of a host
+    except aiohttp.InvalidURL as error:
         raise Refused(f"no URL: {one_line_message(error)}", "check the URL") from error
     except (TimeoutError, aiohttp.ClientError, FSTimeoutError, OSError) as error:
         raise_if_untrusted(error, "SSL_CERT_FILE")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.storage.backend import Stat
@@ -20,16 +20,21 @@ class WebFiles(ReadableFiles[ReadableStore]):
     the URL."""
 
     def canonical(self, url: str) -> str:
+        rest = url.partition("://")[2].partition("?")[0].rpartition("@")[2]
         try:
             parts = urlsplit(url)
-            _ = parts.port  # ValueError for what is none
         except ValueError as error:
-            rest = url.partition("://")[2].partition("?")[0].rpartition("@")[2]
             raise UsageError(
                 f"{self.scheme}://{rest}",
                 expected=f"{self.scheme}://host/path",
                 found=f"no URL ({one_line_message(error)})",
             ) from None
+        if not _has_port(parts):
+            raise UsageError(
+                f"{self.scheme}://{rest}",
+                expected=f"{self.scheme}://host/path",
+                found="no URL (its port is no number from 0 to 65535)",
+            )
         plain = f"{self.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         if "@" in parts.netloc:
             raise credentials_error(plain, "put them into ~/.netrc")
@@ -94,6 +99,15 @@ class WebFiles(ReadableFiles[ReadableStore]):
             found=f"{self.scheme}://",
             do="name a folder or s3://bucket/prefix",
         )
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether the port is one, or there is none."""
+    try:
+        _ = parts.port
+    except ValueError:
+        return False
+    return True
 
 
 def _escape(url: str) -> str:

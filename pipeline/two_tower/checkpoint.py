@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.model import checkpoint as joint_checkpoint
 from chiasm.pipeline.model.checkpoint import (
     CONFIG,
+    MISFITS,
     WEIGHTS,
     names_in_code,
     names_in_files,
@@ -115,7 +115,7 @@ def load_two_tower(folder: Path) -> TwoTowerNetwork:
             for name, tensor in saved.items()
         }
         network.load_state_dict(weights)
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except MISFITS as error:
         raise EncoderError(
             f"model folder {folder}",
             expected="weights and config of one two-tower model",

@@ -81,6 +81,8 @@ class TwoTowerConfig:
 
     def __post_init__(self) -> None:
         require_values("", self, zero=("text_landmarks", "words"))
+        if self.dim < 2:
+            raise ValueError(f"dim: expected 2 or more, found {self.dim}")
 
     @property
     def space(self) -> int:
