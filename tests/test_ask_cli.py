@@ -134,6 +134,7 @@ def test_json_has_the_input_the_answer_and_the_model(parrot, pictures, capsys):
             "confidence": 0.5,
             "scores": {"x": 0.5},
             "truncated": 0,
+            "endless": False,
             "model": "parrot",
         }
     ]

@@ -1,5 +1,6 @@
 """What a model folder with a decoder answers: as its decoder writes it, one request or many."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -14,7 +15,6 @@ from chiasm.jobs.cli.caption import caption
 from chiasm.pipeline.encoders import (
     Answerer,
     EncoderSettings,
-    Fault,
     GenerateSettings,
     Reply,
     Request,
@@ -22,6 +22,7 @@ from chiasm.pipeline.encoders import (
     answer_batch,
     load_answerer,
     pocket_answerer,
+    require_end,
 )
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.model import generate as generation
@@ -39,7 +40,6 @@ from chiasm.pipeline.model.tasks import as_written
 from chiasm.pipeline.model.tokenizer import END, Tokenizer, train
 
 PLAIN = EncoderSettings(precision="float32", device="cpu")
-ONE_BEAM = GenerateSettings()
 WORDS = train(["is the boat red", "a blue cat", "红色的船", "一只猫"] * 3, 300)
 CONFIG = ModelConfig(
     ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
@@ -212,31 +212,34 @@ def test_what_the_model_has_is_what_it_says(folder, tmp_path):
         english.answer([Request("ask", "zh", None, "红色的船")], GenerateSettings())
 
 
-def test_an_answer_that_fills_the_room_of_the_model_is_none(folder, monkeypatch):
-    """Cut by `max_tokens` it is what was wanted."""
+def test_an_answer_that_fills_the_room_of_the_model_is_endless(folder, monkeypatch, capsys):
+    """It is no answer where nobody would see that; cut by `max_tokens` it is what was wanted."""
     answerer = load_answerer(f"pocket:{folder}", PLAIN)
-    given = requests(answerer)[:3]
+    given, room = requests(answerer)[:3], CONFIG.decoder.context
     generate = generation.generate
 
-    def endless(step, first, state, options, seeds):
+    def never(step, first, state, options, seeds):
         return generate(step, first, state, replace(options, end=-1), seeds)
 
-    monkeypatch.setattr(generation, "generate", endless)
-    for each in answer_batch(answerer, given, ONE_BEAM):
-        assert isinstance(each, Fault) and each.reason == "no_end"
-    room = CONFIG.decoder.context
-    for most, ends in ((room - 1, True), (room, False), (room + 9, False)):
-        replies = answer_batch(answerer, given, GenerateSettings(max_tokens=most))
-        assert [isinstance(each, Reply) for each in replies] == [ends] * 3
-
     def at_the_last(step, first, state, options, seeds):
-        ended = torch.ones(len(first), dtype=torch.bool)
-        return generation.Generated(
-            [[20] * (room - 1)] * len(first), torch.zeros(len(first)), ended
-        )
+        rows = len(first)
+        ended = torch.ones(rows, dtype=torch.bool)
+        return generation.Generated([[20] * (room - 1)] * rows, torch.zeros(rows), ended)
 
-    monkeypatch.setattr(generation, "generate", at_the_last)
-    assert all(isinstance(each, Reply) for each in answer_batch(answerer, given, ONE_BEAM))
+    for written, most, endless in (
+        (never, None, True), (never, room + 9, True), (never, room, True),
+        (never, room - 1, False), (at_the_last, None, False),
+    ):  # fmt: skip
+        monkeypatch.setattr(generation, "generate", written)
+        for reply in answer_batch(answerer, given, GenerateSettings(max_tokens=most)):
+            assert isinstance(reply, Reply) and reply.endless == endless
+            assert getattr(require_end(reply), "reason", None) == ("no_end" if endless else None)
+    monkeypatch.setattr(generation, "generate", never)
+    Image.new("RGB", (36, 36), "red").save(folder / "red.png")
+    caption([str(folder / "red.png")], f"pocket:{folder}", precision="float32", as_json=True)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["endless"]
+    assert printed.err.endswith("wrote to its limit and did not end its answer\n")
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ input that cannot be answered is a line on stderr, and costs no other its answer
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -107,8 +107,9 @@ def answer_inputs(task: str, inputs: Inputs, options: Answering, keep: Keep = re
                     raise answer
                 failed += 1
                 print_progress(str(answer))
-            elif answer.reply.truncated:
-                print_progress(format_truncated(item.name, answer.reply.truncated, task, answerer))
+            else:
+                for line in _notes(item, answer.reply, task, answerer):
+                    print_progress(line)
             if options.as_json:
                 print(json_line({**_fields(task, item, answer), "model": answerer.name}))
             elif isinstance(answer, Answered):
@@ -116,6 +117,14 @@ def answer_inputs(task: str, inputs: Inputs, options: Answering, keep: Keep = re
         sys.stdout.flush()
     if failed:
         raise ChiasmError(task, expected=counted(count, "answer"), found=f"{count - failed:,}")
+
+
+def _notes(item: Item, reply: Reply, task: str, answerer: Answerer) -> Iterator[str]:
+    """What a person should know of an answer."""
+    if reply.truncated:
+        yield format_truncated(item.name, reply.truncated, task, answerer)
+    if reply.endless:
+        yield f"{item.name}: {answerer.name} wrote to its limit and did not end its answer"
 
 
 def format_truncated(label: str, tokens: int, task: str, answerer: Answerer) -> str:
@@ -217,7 +226,7 @@ def _fields(task: str, item: Item, answer: Answered | ChiasmError) -> dict[str, 
     fields |= {"answer": answer.text, "confidence": answer.reply.confidence}
     if answer.reply.scores is not None:
         fields["scores"] = dict(answer.reply.scores)
-    return {**fields, "truncated": answer.reply.truncated}
+    return {**fields, "truncated": answer.reply.truncated, "endless": answer.reply.endless}
 
 
 def _columns(item: Item, answer: Answered, several: bool) -> list[str]:

@@ -80,7 +80,7 @@ class TwoTowerConfig:
     fusion: FusionConfig | None = None
 
     def __post_init__(self) -> None:
-        require_values("", self, zero=("text_landmarks", "words"))
+        require_values("", self, zero=("landmarks", "text_landmarks", "query_bank", "words"))
         if self.dim < 2:
             raise ValueError(f"dim: expected 2 or more, found {self.dim}")
 
