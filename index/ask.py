@@ -29,7 +29,6 @@ from chiasm.pipeline.encoders import (
     Request,
     answer_batch,
     language_of,
-    require_end,
     require_task,
     require_trial,
 )
@@ -183,7 +182,7 @@ def _ask_each(
         requests = [Request("ask", language, image, question) for image in pixels.values()]
         replies = answer_batch(answerer, requests, generating or GenerateSettings())
         require_trial(answerer, requests, replies)
-        answered.update(zip(pixels, map(require_end, replies), strict=True))
+        answered.update(zip(pixels, replies, strict=True))
         pixels.clear()
 
     for number, result in enumerate(results):

@@ -28,7 +28,6 @@ from chiasm.pipeline.encoders import (
     answer_batch,
     language_of,
     probe_answerer,
-    require_end,
 )
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.records import DAMAGES, IMAGE, TEXT, Decoded, Dropped, Shard
@@ -210,7 +209,7 @@ def _answer_block(
     for row, request in block:
         reply: Reply | Fault
         if request.language in languages:
-            reply = require_end(next(replies))
+            reply = next(replies)
         else:
             spoken_in = ", ".join(languages)
             reply = Fault("refused", f"the model answers in {spoken_in}, not {request.language}")

@@ -12,7 +12,6 @@ from chiasm.pipeline.encoders.answerers import (
     Sampling,
     answer_batch,
     language_of,
-    require_end,
     require_task,
 )
 from chiasm.pipeline.encoders.base import (
@@ -108,7 +107,6 @@ __all__ = [
     "probe_encoder",
     "probe_matcher",
     "register_encoder",
-    "require_end",
     "require_explainer",
     "require_matcher",
     "require_method",

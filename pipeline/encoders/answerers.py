@@ -206,10 +206,3 @@ def _checked(reply: Reply, task: str) -> Reply | Fault:
     if task != "imagine" and not reply.text.strip():
         return Fault("no_words", "the model ended its answer before the first word")
     return reply
-
-
-def require_end(reply: Reply | Fault) -> Reply | Fault:
-    """The reply, or the fault of one that is endless."""
-    if isinstance(reply, Reply) and reply.endless:
-        return Fault("no_end", "the model wrote to its limit and did not end its answer")
-    return reply

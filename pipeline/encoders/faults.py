@@ -36,7 +36,7 @@ _OUT_OF_MEMORY = (
 
 class Fault(Exception):
     """Why one item, or a batch with such an item, has no vector, or a request no answer. reason: of
-    ENCODE_REASONS, `no_words` or `no_end`."""
+    ENCODE_REASONS, or `no_words`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
