@@ -25,7 +25,7 @@ from chiasm.pipeline.encoders import Matcher, load_encoder, require_matcher
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.metrics import ranks_of, reordered, right_at, top_k
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.records import Sample
+from chiasm.pipeline.records import IMAGE, TEXT, Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.training.paired import (
     TEXT_WEIGHTS,
@@ -37,7 +37,6 @@ from tests.support.encoding import (
     encode_images,
     encode_joint,
     encode_texts,
-    match_rows,
     mean_of,
     preprocess,
 )
@@ -114,9 +113,8 @@ def matched(
 ) -> dict[str, float]:
     """R@1 after the first RERANKED of each query were scored again."""
     order = top_k(scores, RERANKED)
-    displayed = [pixels[i] for row in order for i in row]
-    said = [text for text in texts for _ in range(order.shape[1])]
-    logits = match_rows(encoder, displayed, said).reshape(order.shape)
+    pairs = np.stack([order.ravel(), np.repeat(np.arange(len(texts)), order.shape[1])], axis=1)
+    logits = encoder.match((IMAGE, pixels), (TEXT, texts), pairs).reshape(order.shape)
     final = logits + np.take_along_axis(scores, order, 1)
     right = right_at(reordered(order, final), np.arange(len(pixels)) == own[:, None], 1)
     return named_share("r1", right[:, 0], own)
