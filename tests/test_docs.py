@@ -241,7 +241,7 @@ RESULTS = {  # the beginning of a claim in docs/results.md -> its figures in ben
     "Picture vector: R@1": [
         "two_tower.json:image:r1", "two_tower.json:image:r5", "two_tower.json:image:r10"
     ],
-    "Joint vector (a weighted mean": [
+    "Joint vector (the even mean": [
         "two_tower.json:joint:r1", "two_tower.json:joint:r5", "two_tower.json:joint:r10"
     ],
     "mean: R@1; R@10": ["two_tower_fusions.json:mean:r1", "two_tower_fusions.json:mean:r10"],
