@@ -18,7 +18,7 @@ from chiasm.pipeline.training.paired import TEXT_WEIGHTS
 from chiasm.pipeline.training.two_tower import select
 from chiasm.pipeline.training.two_tower.stream import Pair
 from chiasm.pipeline.two_tower.earlier import FormatSevenNetwork, FormatSixNetwork
-from chiasm.pipeline.two_tower.network import TwoTowerNetwork
+from chiasm.pipeline.two_tower.network import MATCH_FEATURES, TwoTowerConfig, TwoTowerNetwork
 
 CPU = torch.device("cpu")
 JOINT, MATCHED = ("joint", "picture"), ("matched",)
@@ -144,13 +144,23 @@ def without_augmentation(fold: Fold) -> Iterator[Fold]:
 def without_absent_words(fold: Fold) -> Iterator[Fold]:
     def match_features(text: Tensor, bag: Tensor, image: Any) -> Tensor:
         features = TwoTowerNetwork.match_features(fold.network, text, bag, image)
-        return features * features.new_tensor([1.0, 1.0, 1.0, 0.0])
+        return features * features.new_tensor([1.0] * (MATCH_FEATURES - 1) + [0.0])
 
     with patched(fold.network, match_features=match_features):
         yield fold
 
 
-class FourBands(FormatSixNetwork):
+class OneWeight(TwoTowerNetwork):
+    """Words of all bands with one weight."""
+
+    match_features = FormatSevenNetwork.match_features
+
+    def __init__(self, config: TwoTowerConfig) -> None:
+        super().__init__(config)
+        self.match_weights = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
+
+
+class ByNetworkAlone(FormatSixNetwork):
     """Words by the network alone, with a weight a band."""
 
     word_shares = FormatSevenNetwork.word_shares
@@ -175,7 +185,10 @@ UNTRAINED: dict[str, tuple[Change, tuple[str, ...]]] = {
     "best weighted mean": (weighted_mean, ("joint",)),
     "no test-time augmentation": (without_augmentation, MATCHED),
     "no absent words": (without_absent_words, MATCHED),
-    "words by the network alone": (partial(as_network, kind=FormatSevenNetwork), MATCHED),
-    "four bands": (partial(as_network, kind=FormatSixNetwork), MATCHED),
-    "words by the network alone, four bands": (partial(as_network, kind=FourBands), MATCHED),
+    "words by the network alone": (partial(as_network, kind=ByNetworkAlone), MATCHED),
+    "one band": (partial(as_network, kind=OneWeight), MATCHED),
+    "words by the network alone, one band": (
+        partial(as_network, kind=FormatSevenNetwork),
+        MATCHED,
+    ),
 }

@@ -17,13 +17,14 @@ predicted share of such pictures' captions that contain token w. A small network
 ridge predict it, and p_w is the mean of the two: their errors differ. q_w, the word's prior, is its
 share over all pictures.
 
-    logit = b + a v.t + c sum_{w in text} log(p_w / q_w)
+    logit = b + a v.t + sum_{w in text} c_w log(p_w / q_w)
                       + d sum_{w not in text} log((1 - p_w) / (1 - q_w))
 
-a, b, c, d are fitted on samples held out (`closed_form.fit_match_weights`). x is here the mean over
-test-time augmentation (`ImageTower.augmented`): matching scores few pairs, so each may cost more
-than a vector that is indexed. Vectors are made independently of each other; this evidence is of the
-pair, and is what matching adds.
+c_w is one of four weights, by the band of q_w: rare words and common ones weigh apart. a, b, c, d
+are fitted on samples held out (`closed_form.fit_match_weights`). x is here the mean over test-time
+augmentation (`ImageTower.augmented`): matching scores few pairs, so each may cost more than a
+vector that is indexed. Vectors are made independently of each other; this evidence is of the pair,
+and is what matching adds.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from chiasm.pipeline.two_tower.expansion import Expansion
 from chiasm.pipeline.two_tower.hubness import HubnessReduction
 
 CLAMP = 1e-3  # p and q are kept so far from 0 and 1: one word alone is never proof
-MATCH_FEATURES = 4  # bias, similarity, words present, words absent
+BANDS = (0.004, 0.02, 0.2)  # upper bounds of the bands of q_w
+MATCH_FEATURES = 4 + len(BANDS)  # bias, similarity, words present in each band, words absent
 
 
 @dataclass(frozen=True)
@@ -301,9 +303,11 @@ class TwoTowerNetwork(nn.Module):
     def match_features(self, text: Tensor, bag: Tensor, image: ImageEvidence) -> Tensor:
         """Features of every text with every picture: vectors (T, E') and `bag_of_words` (T, V) of
         T texts, evidence of B pictures -> (T, B, MATCH_FEATURES)."""
+        band = torch.bucketize(self.word_prior, self.word_prior.new_tensor(BANDS))
         similarity = text @ image.vectors.T
-        present, absent = bag @ image.present.T, (1 - bag) @ image.absent.T
-        return torch.stack([torch.ones_like(similarity), similarity, present, absent], dim=-1)
+        words = [(bag * (band == k)) @ image.present.T for k in range(len(BANDS) + 1)]
+        absent = (1 - bag) @ image.absent.T
+        return torch.stack([torch.ones_like(similarity), similarity, *words, absent], dim=-1)
 
     def match_logits(self, features: Tensor) -> Tensor:
         """(..., MATCH_FEATURES) -> (...) log odds that the text describes the picture."""
