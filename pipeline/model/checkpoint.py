@@ -36,6 +36,12 @@ SLOWER = "train in another folder with a lower learning rate"  # where weights a
 # What loading raises of weights and a config that are torn or do not fit together.
 MISFITS = (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 
+# How the name of a format begins -> the family of encoders that loads it.
+FAMILIES = {
+    "chiasm joint model": "pocket",
+    "chiasm two-tower": "two-tower",
+    "chiasm frozen joint": "joint",
+}
 # Name in code -> name in files of the first format. Tensors: a dotted part of the name, a prefix
 # where it ends in a dot; the first that fits is taken. Config keys: the dotted path in code -> the
 # key in files.
@@ -133,17 +139,21 @@ def _require_vocabulary(what: str, config: ModelConfig, tokenizer: Tokenizer, do
         )
 
 
+def load_as(folder: Path, kind: object) -> str:
+    """What to do with a model folder of this format: how it is loaded; "" for an unknown one."""
+    family = next((FAMILIES[name] for name in FAMILIES if str(kind).startswith(name)), None)
+    return f"load it as an encoder: {family}:{folder}" if family else ""
+
+
 def _require_joint_model(folder: Path) -> None:
     """EncoderError where the folder holds another kind of model, or lacks one of FILES."""
     kind = format_of(folder)
     if kind is not None and kind not in (FORMAT, FIRST_FORMAT):
-        others = {"chiasm two-tower": "two-tower", "chiasm frozen joint": "joint"}
-        scheme = next((others[name] for name in others if kind.startswith(name)), None)
         raise EncoderError(
             f"model folder {folder}",
             expected=f"a {FORMAT} or 1, as chiasm train pocket writes",
             found=f"a {kind}",
-            do=f"load it as an encoder: {scheme}:{folder}" if scheme else "",
+            do=load_as(folder, kind),
         )
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:

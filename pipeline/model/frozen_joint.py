@@ -31,6 +31,7 @@ from chiasm.pipeline.model.checkpoint import (
     CONFIG,
     MISFITS,
     WEIGHTS,
+    load_as,
     require_finite_tensors,
     require_sound,
     write_file,
@@ -161,8 +162,7 @@ def load_frozen_joint(folder: Path) -> FrozenJointNetwork:
         fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind = fields.pop("format", None)
         if kind != FROZEN_FORMAT:
-            do = f"load it as an encoder: pocket:{folder}" if "joint model" in str(kind) else ""
-            raise _not_a_model(folder, f"a {FROZEN_FORMAT}", str(kind), do)
+            raise _not_a_model(folder, f"a {FROZEN_FORMAT}", str(kind), load_as(folder, kind))
         network = FrozenJointNetwork(FrozenJointConfig.from_dict(fields))
         saved = load_file(folder / WEIGHTS)
         require_sound(saved, network)

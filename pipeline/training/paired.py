@@ -17,9 +17,7 @@ from scipy.stats import binom
 from chiasm.pipeline.metrics import KS, mean_reciprocal_of_ranks
 
 DECIMALS = 4  # of shares and errors in reports
-TEXT_WEIGHTS = tuple(
-    round(0.05 * i, 2) for i in range(21)
-)  # of the text, in means that are compared
+TEXT_WEIGHTS = tuple(round(0.05 * i, 2) for i in range(21))  # of the text, in means compared
 
 
 def share(right: np.ndarray, pictures: np.ndarray) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from chiasm.pipeline.model.checkpoint import (
     CONFIG,
     MISFITS,
     WEIGHTS,
+    load_as,
     names_in_code,
     names_in_files,
     require_finite_tensors,
@@ -126,12 +127,10 @@ def load_two_tower(folder: Path) -> TwoTowerNetwork:
 
 
 def _other_format(folder: Path, found: object) -> EncoderError:
-    others = {"chiasm joint model": "pocket", "chiasm frozen joint": "joint"}
-    scheme = next((others[name] for name in others if str(found).startswith(name)), None)
     again = "train again: chiasm train two-tower, into another folder"
     return EncoderError(
         f"model folder {folder}",
         expected=" or ".join(NETWORKS),
         found=str(found),
-        do=f"load it as an encoder: {scheme}:{folder}" if scheme else again,
+        do=again if str(found).startswith("chiasm two-tower") else load_as(folder, found) or again,
     )
