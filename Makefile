@@ -9,9 +9,13 @@ EXTRA ?= cpu
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY := $(VENV)/.ready-$(EXTRA)
 # Both install the package `faiss`, so only one of them may be there.
 OTHER_FAISS := $(if $(filter gpu,$(EXTRA)),faiss-cpu,faiss-gpu-cuvs)
+# The extra `openclip` without torchvision: oc: does without, and one that is made for another torch
+# breaks transformers (docs/operations.md, "Models").
+OPEN_CLIP := open_clip_torch timm ftfy wcwidth
 
 .PHONY: demo test bench install lint types pytest wheel-check clean
 
@@ -49,7 +53,8 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) \
 	  || { echo "chiasm: expected Python's venv; on Debian: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/pip uninstall --quiet --yes $(OTHER_FAISS) 2>/dev/null || true
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[$(EXTRA),dev]'
+	$(PIP) $(PIP_ARGS) -e '.[$(EXTRA),dev]'
+	$(PIP) $(PIP_ARGS) --no-deps $(OPEN_CLIP)
 	@rm -f $(VENV)/.ready-*
 	@touch $@
 

@@ -1,11 +1,14 @@
 """The limits that the pipeline is held against, each measured alone on work that is in memory.
 
-    python -m benchmarks.bare forward FOLDER SHARD [--pairs N] [--batch B]
+    python -m benchmarks.bare forward FOLDER SHARD [--pairs N] [--batch B] [--callers C]
+    python -m benchmarks.bare encode ENCODER SHARD [--pairs N] [--batch B] [--callers C]
     python -m benchmarks.bare decode SHARD [--pairs N]
     python -m benchmarks.bare stages ENCODER SHARD [--pairs N]
 
 `forward`: the two towers of a CLIP as transformers runs them, on tensors, texts padded to the
-batch's longest; nothing of ours takes part. `decode`: our decode function and CLIP's preprocessing
+batch's longest; nothing of ours takes part. `encode`: an encoder of ours, joint vectors included,
+on decoded pictures. Both: one caller whose operators have all cores, or C callers of the same
+weights whose operators have one thread each. `decode`: our decode function and CLIP's preprocessing
 over all cores, in threads and in processes by turns. `stages`: each stage of the write path alone
 in one thread, seconds of processor time. All print JSON.
 """
@@ -13,6 +16,7 @@ in one thread, seconds of processor time. All print JSON.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import multiprocessing
@@ -39,7 +43,6 @@ from chiasm.pipeline.records import Batch, Decoded, Origin, Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import Stopwatch
-from tests.support.encoding import preprocess
 
 T = TypeVar("T")
 TURNS = 4  # of threads and processes
@@ -59,10 +62,11 @@ def forward(
     device: str = "cpu",
     *,
     images_only: bool = False,
+    callers: int = 1,
 ) -> dict[str, Any]:
     """Pairs a second of image forward + text forward, in the precision that `auto` takes."""
     precision = resolve_precision("auto", torch.device(device))
-    torch.set_num_threads(CORES)
+    torch.set_num_threads(CORES if callers == 1 else 1)
     network: Any = transformers.CLIPModel.from_pretrained(model, dtype=PRECISIONS[precision])
     network.eval().to(device)
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model)
@@ -77,15 +81,29 @@ def forward(
             texts = tokenizer([s.captions[0] for s in part], padding="longest", return_tensors="pt")
             inputs[-1][1] = texts.to(device)
     tokens = max(texts["input_ids"].shape[1] if texts else 0 for _, texts in inputs)
-    with torch.inference_mode():
-        _run(network, inputs[:1])  # the first time, kernels are chosen and memory is taken
-        began = time.perf_counter()
-        _run(network, inputs)
-        seconds = time.perf_counter() - began
+    seconds = _called(functools.partial(_run, network), inputs, callers)
     rate = round(len(samples) / seconds, 3)
     return {"pairs_per_second": rate, "precision": precision, "tokens": tokens, "batch": batch}
 
 
+def _called(work: Callable[[Sequence[T]], None], items: Sequence[T], callers: int) -> float:
+    """Seconds in which so many callers are through with all items, each with its share of them."""
+    shares = [items[number::callers] for number in range(callers)]
+
+    def call(share: Sequence[T]) -> None:
+        if callers > 1:
+            torch.set_num_threads(1)  # OpenMP keeps that number for each thread
+        work(share)
+
+    with ThreadPoolExecutor(callers) as threads:
+        # The first time, kernels are chosen and memory is taken.
+        list(threads.map(call, [share[:1] for share in shares]))
+        began = time.perf_counter()
+        list(threads.map(call, shares))
+        return time.perf_counter() - began
+
+
+@torch.inference_mode()
 def _run(network: Any, inputs: Sequence[Sequence[Any]]) -> None:
     for pixels, texts in inputs:
         network.get_image_features(pixel_values=pixels)
@@ -93,6 +111,26 @@ def _run(network: Any, inputs: Sequence[Sequence[Any]]) -> None:
             network.get_text_features(**texts)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def encode_rows(name: str, samples: Sequence[Sample], batch: int, callers: int) -> dict[str, Any]:
+    """Pairs a second of an encoder's vectors, joint ones included, of decoded pictures."""
+    torch.set_num_threads(CORES if callers == 1 else 1)
+    encoder = load_encoder(name, EncoderSettings(threads=CORES if callers == 1 else 1))
+    side, settings = encoder.modalities["image"].side, DecodeSettings()
+    rows = []
+    for sample in samples:
+        picture = decode_picture(sample.picture or b"", settings, side).pixels
+        made = {"image": encoder.preprocess("image", picture), "text": sample.captions[0]}
+        rows.append(Decoded(sample.key, sample.captions, sample.json, made))
+    cut = [Batch(rows[start : start + batch]) for start in range(0, len(rows), batch)]
+
+    def work(share: Sequence[Batch]) -> None:
+        for part in share:
+            encode(part, encoder, Stopwatch())
+
+    rate = round(len(samples) / _called(work, cut, callers), 3)
+    return {"pairs_per_second": rate, "precision": encoder.precision, "batch": batch}
 
 
 def decode(samples: Sequence[Sample]) -> dict[str, float]:
@@ -130,7 +168,9 @@ def decode_part(core: int, most: int | None = None) -> int:
     encoder, settings = free_encoder.FreeEncoder(), DecodeSettings()
     part = _parts[core][:most]
     for data in part:
-        preprocess(encoder, decode_picture(data, settings, encoder.modalities["image"].side).image)
+        encoder.preprocess(
+            "image", decode_picture(data, settings, encoder.modalities["image"].side).pixels
+        )
     return len(part)
 
 
@@ -155,7 +195,9 @@ def stages(name: str, shard: str, pairs: int, batch: int) -> dict[str, Any]:
             for s in samples
         ],
     )
-    pixels = timed("preprocess", lambda: [preprocess(encoder, each.image) for each in pictures])
+    pixels = timed(
+        "preprocess", lambda: [encoder.preprocess("image", each.pixels) for each in pictures]
+    )
     rows = [
         Decoded(
             sample.key,
@@ -186,19 +228,23 @@ def stages(name: str, shard: str, pairs: int, batch: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("limit", choices=("forward", "decode", "stages"))
+    parser.add_argument("limit", choices=("forward", "encode", "decode", "stages"))
     parser.add_argument("names", nargs="+", help="FOLDER or ENCODER where one is asked for; SHARD")
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--callers", type=int, default=1)
     given = parser.parse_args()
     *model, shard = given.names
     if given.limit == "stages":
         rates = stages(model[0], shard, given.pairs, given.batch)
     else:
         samples = samples_of(shard, given.pairs)
-        rates = (
-            decode(samples) if given.limit == "decode" else forward(model[0], samples, given.batch)
-        )
+        if given.limit == "decode":
+            rates = decode(samples)
+        elif given.limit == "encode":
+            rates = encode_rows(model[0], samples, given.batch, given.callers)
+        else:
+            rates = forward(model[0], samples, given.batch, callers=given.callers)
     print(json.dumps(rates))
 
 

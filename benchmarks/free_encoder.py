@@ -32,7 +32,7 @@ class FreeEncoder(BaseEncoder):
         self.dims = dict.fromkeys(("image", "text", "joint"), DIM)
 
     def preprocess(self, modality: str, raw: Any) -> Any:
-        return raw if modality == "text" else self._pixels.preprocess(Image.fromarray(raw))
+        return raw if modality == "text" else self._pixels.preprocess(raw)
 
     def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
         return Encoded(_constant(len(items)))

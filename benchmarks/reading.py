@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 import webdataset
 from PIL import Image
@@ -32,6 +31,7 @@ from chiasm.pipeline.collection import Tally
 from chiasm.pipeline.encoders import Input
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import Sample, Shard
+from chiasm.pipeline.resizing import resize
 from chiasm.pipeline.shards import (
     PICTURE_EXTENSIONS,
     ReadSettings,
@@ -89,8 +89,7 @@ class Resize(FreeEncoder):
         if modality == "text":
             return raw
         side = self.modalities["image"].side or 0
-        image = Image.fromarray(raw).resize((side, side), Image.Resampling.BICUBIC)
-        return np.asarray(image)
+        return resize(raw, (side, side), Image.Resampling.BICUBIC)
 
 
 def through_the_threads(shard: Shard, target: int, tally: Tally, clock: Stopwatch) -> int:

@@ -1,14 +1,18 @@
 """How near the pipeline comes to the limit of the machine, stage by stage, and beside the peer.
 
     python -m benchmarks.throughput [--parts PART...] [--rounds R] [--no-peer] [--no-json]
+                                    [--encoder NAME=ENCODER ...]
 
 Parts, each ours (`chiasm embed`: Ray, Parquet and all) against a bare limit of the same run:
 
-    encode   CLIP ViT-B/32 with random weights, 4,000 pairs in 4 shards; the limit is both towers
-             alone on tensors (bare.py forward); clip-retrieval embeds the same shards with the
-             same weights
-    small    the same with a model of a quarter of the arithmetic: what a processor with fast
-             bfloat16, which does the first one four times as fast, leaves to the rest
+    encode   CLIP ViT-B/32 with random weights, 4,000 pairs in 4 shards; the limits are both towers
+             alone on tensors (bare.py forward), by one caller whose operators have all cores, and
+             by as many callers as there are cores, each with operators of one thread;
+             clip-retrieval embeds the same shards with the same weights
+    others   the same with pocket, SigLIP-B/16 with random weights, and what --encoder names, such
+             as two-tower=two-tower:DIR; the limits are their own forward passes (bare.py encode)
+    overhead processor time of embedding with an encoder that costs nothing, less that of decoding
+             the same pictures, both in one process
     decode   an encoder that costs nothing, all 4 shards a round; the limit is the same decode
              function alone on bytes in memory, over all cores, in threads or processes, whichever
              is faster
@@ -25,6 +29,7 @@ a part that is not run keeps its figures.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -35,32 +40,53 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import peer_clip_retrieval
+from benchmarks import free_encoder, peer_clip_retrieval
+from benchmarks.bare import samples_of
 from benchmarks.machine import CORES, RESULTS, bare, chiasm, keep, machine, table
 from benchmarks.made_shards import CACHE, make_shards
+from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.errors import ChiasmError
-from tests.support.random_models import clip_folder
+from chiasm.pipeline.images import decode as decode_picture
+from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.storage import Folder
+from tests.support.random_models import clip_folder, siglip_folder
 
-QUARTER = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6}
 BARE_PAIRS = 512  # enough for the rate of a forward, which no input changes
+OVERHEAD_PAIRS = 1000
 
 
-def clip(name: str, tower: dict[str, int] | None = None) -> Path:
-    """A CLIP of 32 px patches with random weights, made once."""
-    folder = CACHE / name
+def clip() -> Path:
+    """A CLIP ViT-B/32 with random weights, made once."""
+    folder = CACHE / "clip-vit-b-32"
     if not (folder / "config.json").exists():
-        clip_folder(folder, tower=tower, vision={"patch_size": 32})
+        clip_folder(folder, vision={"patch_size": 32})
+    return folder
+
+
+def siglip() -> Path:
+    """A SigLIP B/16 with random weights, made once."""
+    folder = CACHE / "siglip-b-16"
+    if not (folder / "config.json").exists():
+        siglip_folder(folder)
     return folder
 
 
 def ours(shards: list[Path], encoder: str) -> dict[str, Any]:
     """One run of `chiasm embed`, one worker on all cores; `start` is what its pairs a second leave
     out: starting Ray, loading the model, ending."""
-    cores = [f"workers.cpus={CORES}", f"batch.decode_threads={CORES}"]
-    sets = [word for setting in cores for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as place:
         began = time.monotonic()
-        summary = chiasm("embed", *shards, "--to", Path(place) / "c", "--encoder", encoder, *sets)
+        summary = chiasm(
+            "embed",
+            *shards,
+            "--to",
+            Path(place) / "c",
+            "--encoder",
+            encoder,
+            "--set",
+            f"workers.cpus={CORES}",
+        )
         wall = time.monotonic() - began
     if summary["dropped"]:
         raise ChiasmError("made shards", expected="no drops", found=str(summary["reasons"]))
@@ -77,13 +103,78 @@ def against_forward(model: Path, shards: list[Path], rounds: int, peer: bool) ->
     """Ours, the towers alone and, where asked, the peer, on the same shards."""
     contenders: list[tuple[str, Callable[[], Any]]] = [
         ("ours", lambda: ours(shards, f"hf:{model}")),
-        ("bare", lambda: bare("forward", model, shards[0], "--pairs", str(BARE_PAIRS))),
+        *limits("forward", str(model), shards[0]),
     ]
     if peer:
         contenders.append(("peer", lambda: peer_run(shards, model)))
+    return compared(contenders, rounds)
+
+
+def others(encoders: dict[str, str], shards: list[Path], rounds: int) -> dict[str, Any]:
+    """Ours and the forward passes alone, of each encoder."""
+    return {
+        name: compared(
+            [
+                ("ours", functools.partial(ours, shards, encoder)),
+                *limits("encode", encoder, shards[0]),
+            ],
+            rounds,
+        )
+        for name, encoder in encoders.items()
+    }
+
+
+def limits(kind: str, name: str, shard: Path) -> list[tuple[str, Callable[[], Any]]]:
+    """One caller with all cores, and one a core."""
+    call = functools.partial(bare, kind, name, shard, "--pairs", str(BARE_PAIRS))
+    return [("one caller", call), ("callers", lambda: call("--callers", str(CORES)))]
+
+
+def compared(contenders: list[tuple[str, Callable[[], Any]]], rounds: int) -> dict[str, Any]:
+    """Each round of each, and the median ratio of ours to each other one."""
     found = [in_turn(contenders, number) for number in range(rounds)]
-    figures = {"rounds": found, "ours / bare": ratio(found, "ours", "bare")}
-    return figures | ({"ours / peer": ratio(found, "ours", "peer")} if peer else {})
+    ratios = {
+        f"ours / {name}": ratio(found, "ours", name) for name, _ in contenders if name != "ours"
+    }
+    return {"rounds": found, **ratios}
+
+
+def overhead(shard: Path, rounds: int) -> dict[str, Any]:
+    """Milliseconds of processor time a pair, in alternating rounds."""
+    samples = samples_of(str(shard), OVERHEAD_PAIRS)
+    (source,) = list_shards([str(shard)])
+    encoder = free_encoder.FreeEncoder()
+    settings, side = EmbedSettings(), encoder.modalities["image"].side
+
+    def decode() -> None:
+        for sample in samples:
+            picture = decode_picture(sample.picture or b"", settings.decode, side)
+            encoder.preprocess("image", picture.pixels)
+
+    def embed(place: str) -> None:
+        embed_shard(
+            source, encoder, Folder(place), settings, run_id="benchmark", limit=len(samples)
+        )
+
+    found = []
+    for number in range(rounds + 1):
+        with tempfile.TemporaryDirectory() as place:
+            spent = {
+                "decode": processor_time(decode),
+                "embed": processor_time(lambda place=place: embed(place)),
+            }
+        if number:  # the first one imports, and takes memory
+            found.append(
+                {name: round(1e3 * each / len(samples), 4) for name, each in spent.items()}
+            )
+    beyond = [each["embed"] - each["decode"] for each in found]
+    return {"rounds": found, "milliseconds of processor time a pair": median(beyond)}
+
+
+def processor_time(work: Callable[[], Any]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
 
 
 def peer_run(shards: list[Path], model: Path) -> dict[str, Any]:
@@ -96,8 +187,7 @@ def against_decode(shards: list[Path], rounds: int) -> dict[str, Any]:
         ("ours", lambda: ours(shards, "free")),
         ("bare", lambda: decode_limit(shards[0])),
     ]
-    found = [in_turn(contenders, number) for number in range(rounds)]
-    return {"rounds": found, "ours / bare": ratio(found, "ours", "bare")}
+    return compared(contenders, rounds)
 
 
 def decode_limit(shard: Path) -> dict[str, Any]:
@@ -142,18 +232,17 @@ def median(values: list[float]) -> float:
 
 def format_tables(figures: dict[str, Any]) -> str:
     """The tables of what was measured."""
+    compared_parts = {part: figures[part] for part in ("encode", "decode") if part in figures}
+    compared_parts |= {
+        name: each for name, each in figures.get("others", {}).items() if name != "on"
+    }
     rows: list[tuple[object, ...]] = []
-    for part in ("encode", "small", "decode", "pocket"):
-        rounds = figures[part]["rounds"] if part in figures else []
-        for name in rounds[0] if rounds else ():
-            rates = [each[name]["pairs_per_second"] for each in rounds]
+    ratios: list[tuple[object, ...]] = []
+    for part, measured in compared_parts.items():
+        for name in measured["rounds"][0]:
+            rates = [each[name]["pairs_per_second"] for each in measured["rounds"]]
             rows.append((f"{part}, {name}", median(rates), min(rates), max(rates)))
-    ratios = [
-        (f"{part}, {name}", figure)
-        for part, measured in figures.items()
-        for name, figure in measured.items()
-        if " / " in name
-    ]
+        ratios += [(f"{part}, {name}", value) for name, value in measured.items() if " / " in name]
     parts = [
         table(("pairs/s", "median", "least", "most"), rows),
         table(("median over rounds", "ratio"), ratios),
@@ -161,6 +250,9 @@ def format_tables(figures: dict[str, Any]) -> str:
     for name, measured in figures.get("pocket", {}).items():
         if name.startswith("shares"):
             parts.append(table((f"pocket, {name}", ""), list(measured.items())))
+    if "overhead" in figures:
+        spent = [(name, f) for name, f in figures["overhead"].items() if "time" in name]
+        parts.append(table(("beside decoding", ""), spent))
     if "stages" in figures:
         stages = {name: measured for name, measured in figures["stages"].items() if name != "on"}
         names = list(next(iter(stages.values()))["milliseconds"])
@@ -176,7 +268,7 @@ def format_tables(figures: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-PARTS = ("stages", "decode", "pocket", "small", "encode")
+PARTS = ("stages", "overhead", "decode", "pocket", "others", "encode")
 
 
 def main() -> None:
@@ -188,7 +280,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="in each of the 4 shards")
     parser.add_argument("--no-peer", action="store_true", help="without clip-retrieval")
     parser.add_argument("--no-json", action="store_true", help="leave the results file alone")
+    parser.add_argument("--encoder", action="append", default=[], metavar="NAME=ENCODER")
     given = parser.parse_args()
+    named = dict(each.split("=", 1) for each in given.encoder)
     path = RESULTS / "throughput.json"
     figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     shards = make_shards(4, given.samples)
@@ -196,16 +290,15 @@ def main() -> None:
         "stages": lambda: {
             "free": bare("stages", "free", shards[0], "--pairs", "250"),
             "pocket": bare("stages", "pocket", shards[0], "--pairs", "250"),
-            "ViT-B/32": bare("stages", f"hf:{clip('clip-vit-b-32')}", shards[0], "--pairs", "128"),
+            "ViT-B/32": bare("stages", f"hf:{clip()}", shards[0], "--pairs", "128"),
         },
         "decode": lambda: against_decode(shards, given.rounds),
         "pocket": lambda: pocket(shards, given.rounds),
-        "small": lambda: against_forward(
-            clip("clip-vit-s-32", QUARTER), shards, given.rounds, False
+        "overhead": lambda: overhead(shards[0], given.rounds),
+        "others": lambda: others(
+            {"pocket": "pocket", "SigLIP-B/16": f"hf:{siglip()}", **named}, shards, given.rounds
         ),
-        "encode": lambda: against_forward(
-            clip("clip-vit-b-32"), shards, given.rounds, not given.no_peer
-        ),
+        "encode": lambda: against_forward(clip(), shards, given.rounds, not given.no_peer),
     }
     try:
         for part in given.parts:

@@ -1,20 +1,22 @@
-"""What is searched for: a text, a picture, both, weighted terms or a vector; and what becomes of
-the hits: stages that rerank them, near duplicates folded, diversity."""
+"""What is searched for: a text, a picture, a file of another modality, several of these, weighted
+terms or a vector; and what becomes of the hits: stages that rerank them, near duplicates folded,
+diversity."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
 
-from chiasm.index.value_checks import check_input, require_number, require_whole
+from chiasm.index.value_checks import check_input, check_members, require_number, require_whole
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.records import IMAGE, TEXT
 
 # Of vectors and of keywords at the least: a row that both lists have may be far down in one.
 FUSED_DEPTH = 100
@@ -22,6 +24,9 @@ CALIBRATED_HITS = 10  # whose scores and captions a p-value is made of
 
 # A path or URL, an encoded file, a PIL picture, or uint8 pixels of shape (H, W, 3) or (H, W).
 PictureSource = str | Path | bytes | Image.Image | np.ndarray
+
+# A file of another modality, such as sound: a path or URL, or its bytes.
+MemberSource = str | Path | bytes
 
 # Candidates a result that diversity chooses from: with as many as results it could only reorder
 # them, and with far more they stray from the query.
@@ -79,19 +84,31 @@ class RerankStage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Term:
-    """A part of a weighted query: a text or a picture, and its weight, below zero to search away
-    from it. Raises UsageError for values, TypeError for types that cannot be used."""
+    """A part of a weighted query: a text, a picture or one of `members`, as in {"sound": path};
+    and its weight, below zero to search away from it. Raises UsageError for values, TypeError for
+    types that cannot be used."""
 
     text: str | None = None
     image: PictureSource | None = None
     weight: float = 1.0
+    members: Mapping[str, MemberSource] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_input(self.text, self.image)
-        if bool(self.words) == (self.image is not None):
-            found = "both" if self.words else "neither"
-            raise UsageError("term", expected="some words or a picture", found=found)
+        check_members(self.members)
+        given = bool(self.words) + (self.image is not None) + len(self.members)
+        if given != 1:
+            found = ("neither", "one", "both")[given] if given < 3 else f"{given} of them"
+            expected = "some words or a picture" + (", or a member" if self.members else "")
+            raise UsageError("term", expected=expected, found=found)
         require_number("weight", self.weight, -math.inf, math.inf)
+
+    @property
+    def modality(self) -> str:
+        """What it is: `text`, `image`, or the name of its member's modality."""
+        if self.words:
+            return TEXT
+        return IMAGE if self.image is not None else next(iter(self.members))
 
     @property
     def words(self) -> str:
@@ -103,12 +120,15 @@ class Term:
         return {
             "text": self.text,
             "image": _picture_name(self.image),
+            **_members_as_json(self.members),
             "weight": float(self.weight),
         }
 
     def __str__(self) -> str:
         """`2 x "a red boat"`, without the sign of the weight."""
         name = f'"{self.words}"' if self.words else f"picture {_picture_name(self.image)}"
+        for modality, source in self.members.items():
+            name = f"{modality} {_picture_name(source)}"
         weight = abs(self.weight)
         return name if weight == 1 else f"{weight:g} x {name}"
 
@@ -117,9 +137,10 @@ class Term:
 class Query:
     """What to search for. Raises UsageError for values, TypeError for types that cannot be used.
 
-    text and image: either or both; both are searched by what `encode_joint_queries` gives.
-    terms: weighted texts and pictures instead; searched by the normalised weighted sum of their
-    vectors. vector: (D,) float32 in the collection's space, instead of all of these.
+    text, image and members: one or several; several are searched by what `encode_joint_queries`
+    gives. members: by modality beyond these two a file of it, as in {"sound": "dog.wav"}.
+    terms: weighted texts, pictures and members instead; searched by the normalised weighted sum of
+    their vectors. vector: (D,) float32 in the collection's space, instead of all of these.
     column: the vector column searched. k: results wanted, at least 1.
     nprobe: cells of an IVF index searched; None takes what the generation was built with.
     calibrated: whether the answer has the p-value that nothing here matches; of words alone.
@@ -145,9 +166,11 @@ class Query:
     dedup: float | None = None
     diversity: float = 0.0
     where: str | None = None
+    members: Mapping[str, MemberSource] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_input(self.text, self.image)
+        check_members(self.members)
         if not isinstance(self.column, str):
             raise TypeError(f"column: expected str, found {type(self.column).__name__}")
         for name, flag in (("hybrid", self.hybrid), ("calibrated", self.calibrated)):
@@ -168,7 +191,7 @@ class Query:
         require_number("diversity", self.diversity, 0, 1)
 
     def _refuse_hybrid(self) -> NoReturn:
-        found, do = "a picture alone", "add a text"
+        found, do = "a picture alone" if self.image is not None else "no words", "add a text"
         if self.terms:
             found, do = "weighted terms", "search by one text without weights, or without hybrid"
         elif self.vector is not None:
@@ -177,7 +200,7 @@ class Query:
 
     def _require_one_input(self) -> None:
         """UsageError where there is nothing to search for, or where it is said in two ways."""
-        plain = self.words != "" or self.image is not None
+        plain = self.words != "" or self.image is not None or bool(self.members)
         if plain and self.terms:
             raise UsageError("query", expected="either terms or words and picture", found="both")
         if (plain or self.terms) and self.vector is not None:
@@ -190,21 +213,23 @@ class Query:
 
     @property
     def inputs(self) -> tuple[Term, ...]:
-        """What is encoded: the terms, or the text and the picture; () for a vector."""
+        """What is encoded: the terms, or the text, the picture and the members; () for a vector."""
         if self.terms:
             return tuple(self.terms)
         texts = (Term(self.text),) if self.words else ()
-        return texts if self.image is None else (*texts, Term(image=self.image))
+        images = () if self.image is None else (Term(image=self.image),)
+        members = [Term(members={name: source}) for name, source in self.members.items()]
+        return (*texts, *images, *members)
 
     @property
     def kind(self) -> str:
         """For recall, which is promised by kind: text, picture, filtered; of vector and of mixed,
-        which is several texts and pictures, nothing of their own was measured."""
+        which is several texts and pictures or any member, nothing of their own was measured."""
         if self.where is not None:
             return "filtered"
         if self.vector is not None:
             return "vector"
-        if self.terms or (self.words and self.image is not None):
+        if self.terms or self.members or (self.words and self.image is not None):
             return "mixed"
         return "text" if self.words else "picture"
 
@@ -234,7 +259,7 @@ class Query:
 
     def as_json(self) -> dict[str, Any]:
         """Without bytes and pixels: {"text", "image", "column", "k", "rerank", "hybrid", "where"},
-        and `terms`, `dedup` and `diversity` where they are given."""
+        and `members`, `terms`, `dedup` and `diversity` where they are given."""
         fields: dict[str, Any] = {
             "text": self.text,
             "image": _picture_name(self.image),
@@ -243,6 +268,7 @@ class Query:
             "rerank": [str(stage) for stage in self.stages],
             "hybrid": self.hybrid,
             "where": self.where,
+            **_members_as_json(self.members),
         }
         if self.terms:
             fields["terms"] = [term.as_json() for term in self.terms]
@@ -260,6 +286,12 @@ class Query:
             sign = (" - " if minus else " + ") if line else ("-" if minus else "")
             line += f"{sign}{term}"
         return line or "a vector"
+
+
+def _members_as_json(members: Mapping[str, MemberSource]) -> dict[str, Any]:
+    """{"members": {modality: name}}, {} without any."""
+    named = {modality: _picture_name(source) for modality, source in members.items()}
+    return {"members": named} if named else {}
 
 
 def _picture_name(image: PictureSource | None) -> str | None:

@@ -317,5 +317,5 @@ def _shorten(text: str, length: int) -> str:
 
 def shrink(data: bytes, side: int) -> Image.Image:
     """An encoded picture as RGB of at most `side` x `side` pixels; raises Undecodable."""
-    image = decode(data, DecodeSettings(), side).image
+    image = decode(data, DecodeSettings(scaled=True), side).image
     return ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)

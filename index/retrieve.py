@@ -10,36 +10,46 @@ does not depend on its batch.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from chiasm.index.hits import Explanation, Hit, Trace
-from chiasm.index.queries import PictureSource, Query, RerankStage
+from chiasm.index.queries import MemberSource, PictureSource, Query, RerankStage
 from chiasm.index.query import (
     OpenIndex,
+    QueryTokens,
     Search,
     add_keywords,
     check_stages,
     diversify,
-    encode_queries,
+    encode_with_tokens,
     explain_search,
     open_keywords,
     open_live,
     p_absent,
+    require_single_vectors,
     require_words,
     rerank,
     search_filtered,
+    search_tokens,
+    searches_tokens,
 )
 from chiasm.index.results import Answer, Result
 from chiasm.index.segments import SegmentGone
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.records import SOUND
 from chiasm.pipeline.storage import display_name
 from chiasm.pipeline.timing import Stopwatch
+
+LOG = logging.getLogger(__name__)
+
+MOST_SHOWN = 80  # characters of a query in a message
 
 
 def retrieve(queries: Sequence[Query], collection: OpenIndex) -> list[Answer]:
@@ -69,15 +79,10 @@ def retrieve_from(
     """Answer a batch of queries from one generation. vectors: those of the queries, (Q, D) float32,
     where they were made before; the encoder is then loaded only for stages that need it."""
     clock = Stopwatch()
-    with clock.stage("load"):
-        open_keywords(queries, collection)
-        encoder = collection.prepare(queries, encode=vectors is None)
-    with clock.stage("encode"):
-        xq = vectors  # (Q, D) float32, unit rows
-        if xq is None:
-            xq = encode_queries(queries, encoder, collection.dim)
+    xq, tokens = encode(queries, collection, vectors, clock)
     with clock.stage("search"):
-        hits, ways = search_queries(queries, xq, collection)  # for each query, best first
+        # for each query, best first
+        hits, ways = search_queries(queries, xq, collection, tokens=tokens)
     searches = [[way] for way in ways]
     absent: list[float | None] = [None] * len(queries)
     for number, query in enumerate(queries):
@@ -94,7 +99,8 @@ def retrieve_from(
 
             def search_more(some: Sequence[int], counts: Sequence[int]) -> list[list[Hit]]:
                 wanted = [queries[number] for number in some]
-                found, ways = search_queries(wanted, xq[some], collection, counts)
+                parts = None if tokens is None else [tokens[number] for number in some]
+                found, ways = search_queries(wanted, xq[some], collection, counts, parts)
                 for number, way in zip(some, ways, strict=True):
                     searches[number].append(way)
                 return found
@@ -114,15 +120,44 @@ def retrieve_from(
     ]
 
 
+def _warn_of_cut(name: str, tokens: int) -> None:
+    LOG.warning(
+        "%s is longer than the encoder takes: its last %d tokens are not read",
+        name if len(name) <= MOST_SHOWN else f"{name[:MOST_SHOWN]}...",
+        tokens,
+    )
+
+
+def encode(
+    queries: Sequence[Query], collection: OpenIndex, vectors: np.ndarray | None, clock: Stopwatch
+) -> tuple[np.ndarray, Sequence[QueryTokens | None] | None]:
+    """The vectors of the queries (Q, D) float32, unit rows, and of those that have some their
+    tokens; what a search of them needs is loaded. vectors: where they were made before; the tokens
+    of columns that are searched by them are made in any case."""
+    with clock.stage("load"):
+        for query in queries:
+            require_single_vectors(query, collection)
+        open_keywords(queries, collection)
+        by_tokens = any(searches_tokens(collection, query.column) for query in queries)
+        encoder = collection.prepare(queries, encode=vectors is None or by_tokens)
+    with clock.stage("encode"):
+        if vectors is not None and not by_tokens:
+            return vectors, None
+        xq, tokens = encode_with_tokens(queries, encoder, collection.dim, report_cut=_warn_of_cut)
+        return (xq if vectors is None else vectors), tokens
+
+
 def search_queries(
     queries: Sequence[Query],
     xq: np.ndarray,
     collection: OpenIndex,
     counts: Sequence[int] | None = None,
+    tokens: Sequence[QueryTokens | None] | None = None,
 ) -> tuple[list[list[Hit]], list[Explanation]]:
     """The hits of each query, and the way in which they were found; queries that differ in nothing
     but their vector are searched at once. counts: how many hits of each query, `Query.candidates`
-    by default."""
+    by default. tokens: those of each query that has some, by which columns with tokens are searched
+    (index/query/late_interaction.py)."""
     groups: dict[Search, list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
         k = min(counts[number] if counts else query.candidates, len(collection))
@@ -131,7 +166,11 @@ def search_queries(
         groups[search].append(number)
     hits: dict[int, list[Hit]] = {}
     ways: dict[int, Explanation] = {}
+    if tokens is not None:
+        take_token_searches(groups, tokens, collection, hits, ways)
     for search, numbers in groups.items():
+        if not numbers:
+            continue
         index, allowed = collection.column(search.column), collection.allowed(search.where)
         nprobe = collection.lists_to_scan(search.column, search.nprobe, search.kind)
         ways |= dict.fromkeys(
@@ -151,6 +190,27 @@ def search_queries(
             ]
     every = range(len(queries))
     return [hits[number] for number in every], [ways[number] for number in every]
+
+
+def take_token_searches(
+    groups: dict[Search, list[int]],
+    tokens: Sequence[QueryTokens | None],
+    collection: OpenIndex,
+    hits: dict[int, list[Hit]],
+    ways: dict[int, Explanation],
+) -> None:
+    """Search by tokens for those of the queries that have some, in columns that have them; these
+    queries leave their groups, their hits and ways are put into `hits` and `ways`."""
+    for search, numbers in groups.items():
+        if searches_tokens(collection, search.column):
+            own = {number: parts for number in numbers if (parts := tokens[number]) is not None}
+            groups[search] = [number for number in numbers if number not in own]
+            if own:
+                found, way = search_tokens(
+                    list(own.values()), search.k, collection, search.column, search.where
+                )
+                hits |= zip(own, found, strict=True)
+                ways |= dict.fromkeys(own, way)
 
 
 def fuse_keywords(
@@ -194,6 +254,8 @@ class Searcher(OpenIndex):
         text: str | None = None,
         *,
         image: PictureSource | None = None,
+        sound: MemberSource | None = None,
+        members: Mapping[str, MemberSource] | None = None,
         column: str | None = None,
         k: int = 10,
         rerank: Sequence[RerankStage | str] | str = (),
@@ -202,11 +264,13 @@ class Searcher(OpenIndex):
         diversity: float = 0.0,
         where: str | None = None,
     ) -> Answer:
-        """The k rows nearest to a text, a picture, or both.
+        """The k rows nearest to a text, a picture, a file of another modality, or several of them.
 
         image: a path, a URL of http, https or s3, an encoded file as bytes, a PIL picture, or an
-        array of uint8 (H, W, 3) or (H, W). column: `image` finds pictures and is the default,
-        `text` finds captions, `joint` pairs. rerank: one stage such as "match:20", or a list of
+        array of uint8 (H, W, 3) or (H, W). sound: the file of one, as a path, a URL or bytes.
+        members: the same by the name of any modality beyond these, as in {"array": path}. column:
+        `image` finds pictures, `text` captions, `joint` pairs, the name of another modality its
+        members; by default `default_column`. rerank: one stage such as "match:20", or a list of
         them, see index/query/rerank.py. hybrid: find captions that have the text's words too, see
         index/query/keyword.py. dedup: the cosine from which on hits are folded under a better one,
         such as 0.97. diversity: from 0 to 1, see index/query/diversify.py. where: a condition in
@@ -223,23 +287,25 @@ class Searcher(OpenIndex):
         query = Query(
             text,
             image,
-            column=column or "image",
+            column=column or self.default_column,
             k=k,
             rerank=rerank,
             hybrid=hybrid,
             dedup=dedup,
             diversity=diversity,
             where=where,
+            members={**({} if sound is None else {SOUND: sound}), **(members or {})},
         )
         return self.search_many([query])[0]
 
     def search_many(self, queries: Sequence[Query | str]) -> list[Answer]:
-        """Many queries at once, a string being a query for pictures: one forward pass, and one
-        search for all that differ in nothing but their vector."""
+        """Many queries at once, a string being a query of `default_column`: one forward pass, and
+        one search for all that differ in nothing but their vector."""
         if isinstance(queries, str):
             raise TypeError("queries: expected a list of texts or queries, found one str")
+        column = self.default_column
         return retrieve(
-            [Query(query) if isinstance(query, str) else query for query in queries], self
+            [Query(one, column=column) if isinstance(one, str) else one for one in queries], self
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.records import IMAGE, TEXT
 
 
 def check_input(text: object, image: object) -> None:
@@ -29,6 +31,22 @@ def check_input(text: object, image: object) -> None:
         "image: expected a path, a URL, an encoded file as bytes, a PIL picture or an array of "
         f"uint8 (H, W, 3) or (H, W), found {found}"
     )
+
+
+def check_members(members: object) -> None:
+    """Raises TypeError or UsageError for anything but a file for each of some modalities beyond
+    texts and pictures."""
+    if not isinstance(members, Mapping):
+        raise TypeError(f"members: expected a dict, found {type(members).__name__}")
+    for modality, source in members.items():
+        if not isinstance(modality, str) or not isinstance(source, str | Path | bytes):
+            found = f"{type(modality).__name__} and {type(source).__name__}"
+            raise TypeError(
+                "members: expected names of modalities, each with a path, a URL or a file as "
+                f"bytes, found {found}"
+            )
+        if modality in (TEXT, IMAGE):
+            raise UsageError(f"members[{modality!r}]", expected=f"that as {modality}")
 
 
 def _has_picture_shape(image: np.ndarray) -> bool:

@@ -26,6 +26,7 @@ from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings
+from chiasm.pipeline.sounds import SoundSettings
 
 DEFAULT_ENCODER = "pocket"  # of a new collection
 
@@ -123,6 +124,7 @@ class Settings:
     encoder: NamedEncoder = field(default_factory=NamedEncoder)
     read: ReadSettings = field(default_factory=ReadSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
+    sound: SoundSettings = field(default_factory=SoundSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
     workers: WorkerSettings = field(default_factory=WorkerSettings)
     index: IndexSettings = field(default_factory=IndexSettings)
@@ -132,7 +134,7 @@ class Settings:
 
     @property
     def embedding(self) -> EmbedSettings:
-        return EmbedSettings(self.read, self.decode, self.batch)
+        return EmbedSettings(self.read, self.decode, self.batch, self.sound)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

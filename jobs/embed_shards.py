@@ -29,10 +29,10 @@ from chiasm.pipeline.collection import (
 from chiasm.pipeline.embed_summary import EmbedSummary, summarize
 from chiasm.pipeline.make import absolute_name
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage import Folder, require_writable
+from chiasm.pipeline.storage import Folder, display_name, require_writable
 from chiasm.pipeline.worklist import WorkList
 
-USES = ("encoder", "read", "decode", "batch", "workers", "max_loss")  # groups of settings
+USES = ("encoder", "read", "decode", "sound", "batch", "workers", "max_loss")  # groups
 NEW_WITH_POCKET = (
     "new collection with the encoder pocket, which knows drawn scenes, not photographs; "
     "for photographs give --encoder hf:google/siglip2-base-patch16-224"
@@ -42,8 +42,8 @@ NEW_WITH_POCKET = (
 @dataclass(frozen=True)
 class EmbedRequest:
     """What to embed into what. limit: embed only the first samples, that many in all. reembed:
-    shards that were read by earlier rules are embedded again. allow_damaged: shards that are cut or
-    damaged are no failure."""
+    shards that were made in an earlier way (read or decoded) are embedded again. allow_damaged:
+    shards that are cut or damaged are no failure."""
 
     shards: Sequence[Shard]
     to: str
@@ -52,6 +52,13 @@ class EmbedRequest:
     limit: int | None = None
     reembed: bool = False
     allow_damaged: bool = False
+
+    @property
+    def renewed(self) -> list[str] | None:
+        """The shards whose rows may all be made anew, None where they may not."""
+        if not self.reembed or self.limit is not None:
+            return None
+        return [shard.id for shard in self.shards]
 
     def in_force(self) -> dict[str, Any]:
         """What the run's record keeps of it."""
@@ -77,7 +84,7 @@ def embed_shards(
         require_no_answers(folder)
     if identity is None and request.settings.encoder.name is None:
         report(NEW_WITH_POCKET)
-    settings, encoder = resolve_settings(request.settings, identity)
+    settings, encoder = resolve_settings(request.settings, identity, display_name(folder.url))
     request = replace(request, settings=settings)
     address = require_address(request.address)
     with Run(folder, "embed", request.in_force()) as run:
@@ -86,8 +93,9 @@ def embed_shards(
         work = WorkList(
             request.shards, run, settings.embedding, request.limit, reembed=request.reembed
         )
-        if identity is not None and identity.encoder == encoder:
-            work.skip_finished(identity)  # that needs no worker
+        # That needs no worker, but where the encoder has to say whether rows are made as of today.
+        if identity is not None and identity.encoder == encoder and not request.reembed:
+            work.skip_finished(identity)
         try:
             if not work.over:
                 _embed_unfinished(request, address, encoder, run, work, show)
@@ -106,16 +114,20 @@ def embed_shards(
     return summary
 
 
-def resolve_settings(settings: Settings, identity: Identity | None) -> tuple[Settings, str]:
+def resolve_settings(
+    settings: Settings, identity: Identity | None, where: str
+) -> tuple[Settings, str]:
     """The settings with the encoder's name resolved, and that name: the one given, else the
-    collection's own, else pocket; in the precision of the collection where there is one already.
+    collection's own, else pocket; in the precision of the collection where there is one already,
+    and with its options. where: the collection's name.
 
-    Raises UsageError for an unknown encoder, before anything is written."""
+    Raises UsageError for an unknown encoder and for other options, before anything is written."""
     own = identity.encoder if identity is not None else DEFAULT_ENCODER
     name = absolute_name(settings.encoder.name or own)
     encoder = replace(settings.encoder, name=name)
     if identity is not None:
         encoder = replace(encoder, precision=identity.precision)
+        encoder = encoder.with_options(identity.options, where)
     return replace(settings, encoder=encoder), name
 
 
@@ -128,7 +140,7 @@ def _embed_unfinished(
     show: Callable[[Progress], None],
 ) -> None:
     def on_worker_ready(identity: Identity) -> str:
-        existing = create_or_check(run.folder, identity, run.id)
+        existing = create_or_check(run.folder, identity, run.id, request.renewed)
         if not work.fingerprint:
             work.skip_finished(existing)
         return existing.precision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from chiasm.pipeline.collection import (
     read_failure,
 )
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.images import DECODING
 from chiasm.pipeline.shards import RULES
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import SYSTEM_CLOCK
@@ -65,7 +67,9 @@ class Status:
     """A collection as its files describe it. `reasons` counts dropped samples, `notes` odd rows;
     `set_aside`: quarantined shards. `sources`: whether some done shards are where they were.
     `damaged`: shards that are cut or damaged, of which only what came before is there.
-    `earlier_rules`: how many shards were read by earlier rules."""
+    `earlier_rules`: how many shards were read by earlier rules. `older_decoding`: how many were
+    made by an older way from bytes to pixels. `earlier_prompts`: whether the rows were made when
+    the model's prompts were not used."""
 
     path: str
     encoder: str
@@ -84,6 +88,8 @@ class Status:
     sources: SourcesSeen
     damaged: list[dict[str, str]] = field(default_factory=list)
     earlier_rules: int = 0
+    older_decoding: int = 0
+    earlier_prompts: bool = False
 
 
 def read_status(path: str) -> Status:
@@ -127,9 +133,16 @@ def status_of(collection: Collection, path: str) -> Status:
         index=read_index_status(collection, totals.rows, survey.files),
         runs=[_run(seen) for seen in observer.observe()],
         damaged=totals.damaged,
-        earlier_rules=sum(count for rules, count in totals.rules.items() if rules < RULES),
+        earlier_rules=_before(totals.rules, RULES),
+        older_decoding=_before(totals.decodings, DECODING),
+        earlier_prompts=collection.identity.of_unheard_prompts,
         sources=look_at_sources(sources),
     )
+
+
+def _before(shards: Counter[int], version: int) -> int:
+    """How many shards are of earlier versions."""
+    return sum(count for of, count in shards.items() if of < version)
 
 
 def all_summaries(survey: Survey) -> Iterator[ShardSummary]:

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from pydantic import FiniteFloat
 
-from chiasm.pipeline.batches import BatchSettings, batches
+from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.encoders import Fault, Matcher, match_each, probe_matcher
 from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.images import DecodeSettings
+from chiasm.pipeline.lanes import work_on_batches
 from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Dropped, Shard
 from chiasm.pipeline.shards import (
     RULES,
@@ -110,13 +111,16 @@ def store_scores(
     }  # fmt: skip
     if decode != DecodeSettings():
         head["decode"] = asdict(decode)
+    # Recorded and not compared, as in a collection: a laptop goes on with what a GPU scored.
+    precision = {"precision": getattr(encoder, "precision", None)}
     if folder.exists(name):
         # Where the first line cannot be read, the file is written anew.
         with folder.open_stream(name) as file, contextlib.suppress(ValueError, RecursionError):
-            if json.loads(file.readline()) == head:
+            found = json.loads(file.readline())
+            if isinstance(found, dict) and found | precision == head | precision:
                 return False
     with folder.create(name, run_id) as file:
-        file.write(json.dumps(head).encode() + b"\n")
+        file.write(json.dumps(head | precision).encode() + b"\n")
         for scored in _scored(shard, encoder, read, decode, batch):
             file.write(json.dumps(asdict(scored)).encode() + b"\n")
         file.commit()
@@ -143,8 +147,14 @@ def _scored(
     shard: Shard, encoder: Matcher, read: ReadSettings, decode: DecodeSettings, batch: BatchSettings
 ) -> Iterator[Scored]:
     where = display_name(shard.url)
-    for rows in batches(read_samples(shard, read), encoder, decode, batch):
-        yield from _score(rows, encoder, read.caption_field, where)
+
+    def work(rows: Batch) -> list[Scored]:
+        return list(_score(rows, encoder, read.caption_field, where))
+
+    device = getattr(encoder, "device", "")  # which a matcher need not say
+    samples = read_samples(shard, read)
+    for scored in work_on_batches(samples, encoder, decode, batch, work, device=device):
+        yield from scored
 
 
 def _score(batch: Batch, encoder: Matcher, caption_field: str, where: str) -> Iterator[Scored]:

@@ -1,6 +1,9 @@
 """The write path on one screen: a shard from open to commit.
 
-    read_samples -> batches (decode threads) -> encode -> ParquetWriter -> ledger entry -> commit
+    read_samples -> decode, encode, Arrow table (lanes) -> ParquetWriter -> ledger entry -> commit
+
+On a CPU each core is a lane, which reads, decodes and encodes batches of its own; an accelerator is
+fed by threads that decode (batches.py). Rows are written in the order of the tar.
 
 One call embeds one shard in bounded memory, whatever the shard's size. The order at the end is what
 makes kills harmless: the ledger entry is put in place first, the Parquet file last, each whole; a
@@ -15,7 +18,8 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
-from chiasm.pipeline.batches import batches
+import pyarrow as pa
+
 from chiasm.pipeline.collection import (
     Footer,
     LedgerEntry,
@@ -27,13 +31,18 @@ from chiasm.pipeline.collection import (
 )
 from chiasm.pipeline.editions import EmbedSettings, edition_of
 from chiasm.pipeline.encode_batch import encode, require_some_taken
-from chiasm.pipeline.encoders import Encoder
-from chiasm.pipeline.records import Dropped, Note, Sample, Shard
+from chiasm.pipeline.encoders import Encoder, token_dims
+from chiasm.pipeline.images import DECODING
+from chiasm.pipeline.lanes import work_on_batches
+from chiasm.pipeline.records import Batch, Dropped, Note, Sample, Shard
 from chiasm.pipeline.shards import RULES, ChangedError, read_samples
 from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.timing import Stopwatch
 
 LOG = logging.getLogger(__name__)
+
+# Of a batch: its rows, the samples that were refused, notes.
+Encoded = tuple[pa.Table, tuple[tuple[Dropped, tuple[str, ...]], ...], tuple[Note, ...]]
 
 
 def embed_shard(
@@ -44,23 +53,25 @@ def embed_shard(
     *,
     run_id: str,
     limit: int | None = None,
+    operator_threads: int = 1,
     watch: Callable[[Tally], None] | None = None,
 ) -> LedgerEntry:
     """Embed one shard into a collection and return its ledger entry.
 
-    limit: stop after that many samples (the edition then says so). watch: called after each batch.
+    limit: stop after that many samples (the edition then says so). operator_threads: of torch's
+    operators in each lane, on a CPU. watch: called after each batch.
     A shard that was replaced after it was listed is embedded as it is now: source and edition of
     the entry say so. Raises SourceError when the shard cannot be read, or changes while it is,
     StorageError when the target cannot be written, EncoderError when the model takes no sample; in
     each case nothing has its final name.
     """
     try:
-        return _embed(shard, encoder, folder, settings, run_id, limit, watch)
+        return _embed(shard, encoder, folder, settings, run_id, limit, operator_threads, watch)
     except ChangedError as error:
         if error.now is None:
             raise
         LOG.info("%s", error, extra={"shard": shard.id})
-        return _embed(error.now, encoder, folder, settings, run_id, limit, watch)
+        return _embed(error.now, encoder, folder, settings, run_id, limit, operator_threads, watch)
 
 
 def _embed(
@@ -70,6 +81,7 @@ def _embed(
     settings: EmbedSettings,
     run_id: str,
     limit: int | None,
+    operator_threads: int,
     watch: Callable[[Tally], None] | None,
 ) -> LedgerEntry:
     began = time.time()
@@ -78,17 +90,26 @@ def _embed(
     tally, clock, first = Tally(), Stopwatch(), Limit(limit)
     wanted = {modality: given.extensions for modality, given in encoder.modalities.items()}
     samples = first.take(read_samples(shard, settings.read, wanted))
-    with ParquetWriter(folder, shard, encoder.dims, run_id) as rows:
-        for batch in batches(
-            samples, encoder, settings.decode, settings.batch, tally=tally, clock=clock
-        ):
+    with ParquetWriter(folder, shard, encoder.dims, run_id, token_dims(encoder)) as rows:
+
+        def work(batch: Batch) -> Encoded:
             embedded = encode(batch, encoder, clock, where)
             with clock.stage("write"):
-                rows.write(embedded)
-            tally.keep(len(embedded.batch))
-            rows_by_key = {row.key: row for row in batch.rows} if embedded.dropped else {}
-            for drop in embedded.dropped:
-                tally.refuse(drop, rows_by_key[drop.key].missing.values())
+                return rows.table(embedded), embedded.refused, embedded.notes
+
+        made = work_on_batches(
+            samples, encoder, settings.decode, settings.batch, work,
+            device=encoder.device, operator_threads=operator_threads,
+            sound=settings.sound, tally=tally, clock=clock,
+        )  # fmt: skip
+        for table, refused, notes in made:
+            with clock.stage("write"):
+                rows.append(table)
+            tally.keep(len(table))
+            for note in notes:
+                tally.note(note)
+            for drop, missing in refused:
+                tally.refuse(drop, missing)
             require_some_taken(tally, encoder, where)
             if watch is not None:
                 watch(tally)
@@ -154,13 +175,16 @@ def ledger_entry(
 ) -> LedgerEntry:
     return LedgerEntry(
         source=shard,
-        edition=edition_of(shard, encoder.fingerprint, settings, limit_reached, rules=RULES),
+        edition=edition_of(
+            shard, encoder.fingerprint, settings, limit_reached, rules=RULES, decoding=DECODING
+        ),
         rows=tally.rows,
         dropped=tuple(tally.dropped),
         notes=tuple(tally.notes),
         drop_counts=dict(tally.drop_counts),
         note_counts=dict(+tally.note_counts),
         rules=RULES,
+        decoding=DECODING,
         seconds={stage: round(seconds, 4) for stage, seconds in clock.seconds.items()},
         span=(began, time.time()),
     )
@@ -175,6 +199,7 @@ def footer_of(entry: LedgerEntry, encoder: Encoder) -> Footer:
         encoder=encoder.name,
         fingerprint=encoder.fingerprint,
         dim=max(encoder.dims.values()),
-        schema=schema_version(encoder.dims),
+        schema=schema_version(encoder.dims, token_dims(encoder)),
         dims=dict(encoder.dims),
+        tokens=token_dims(encoder),
     )

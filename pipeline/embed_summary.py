@@ -118,12 +118,17 @@ HINTS = {  # reason of a note -> what is odd about so many, and what to do
     "no_caption": "rows have no caption{cause}",
     "no_picture": "rows have no picture; picture and caption belong together where their names are "
     "the same up to the first dot (0001.jpg, 0001.txt)",
+    "no_member": "members of another modality are missing ({detail} in the first such row); the "
+    "encoder names the extensions that it reads, and a member belongs to the sample of its name up "
+    "to the first dot (0001.wav, 0001.txt)",
     "no_pair": "rows have a picture or a caption alone; both belong together where their names are "
     "the same up to the first dot (0001.jpg, 0001.txt), or in a folder for each sample with one "
     "picture (0001/image.jpg, 0001/caption.txt)",
     "bad_text": "texts are neither UTF-8 nor UTF-16 with a mark ({detail}); convert them by iconv "
     "-f ENCODING -t UTF-8, such as GBK, BIG5 or UTF-16LE",
     "bad_json": "json members cannot be read ({detail}); check how they were written",
+    "text_truncated": "captions are longer than the model takes ({detail} in the first such row); "
+    "what is beyond is not seen: take an encoder for longer texts, or shorter captions",
     "late_member": "members came after their sample had gone on ({detail}); write the members of a "
     "sample one behind the other{unpack}",
 }

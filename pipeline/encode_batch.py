@@ -12,9 +12,9 @@ A model that takes no sample is at fault itself: it ends the run instead of drop
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,14 +24,36 @@ from chiasm.pipeline.encoders import (
     Encoded,
     Encoder,
     Fault,
+    joined_tokens,
+    joins,
     probe_encoder,
     require_unit_vectors,
+    scatter_tokens,
+    token_dims,
 )
 from chiasm.pipeline.errors import EncoderError
-from chiasm.pipeline.records import Batch, Decoded, Dropped, Embedded, VectorColumn
+from chiasm.pipeline.records import (
+    TEXT,
+    Batch,
+    Decoded,
+    Dropped,
+    Embedded,
+    Note,
+    TokenColumn,
+    VectorColumn,
+)
 from chiasm.pipeline.timing import Stopwatch
 
-Columns = Mapping[str, VectorColumn]
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What became of consecutive rows of a batch. cut: (n,) int64, of the tokens of each caption
+    those that the model does not see. tokens: by modality."""
+
+    columns: Mapping[str, VectorColumn]
+    cut: np.ndarray
+    tokens: Mapping[str, TokenColumn]
+
 
 STAGE = "encode"  # of a dropped sample
 # Samples of a shard that an encoder may refuse before it takes one. A source of bad pictures may
@@ -41,7 +63,7 @@ MOST_REFUSED = 256
 
 def encode(batch: Batch, encoder: Encoder, clock: Stopwatch, where: str = "") -> Embedded:
     """A batch through the model, modality by modality; then the joint vectors of the rows that
-    have every modality. A row without a modality has no vector there.
+    have what these are made of. A row without a modality has no vector there.
 
     where: the shard's name, for errors. Raises EncoderError for a model that takes no sample."""
     rows, faults = batch.rows, dict[int, Fault]()  # by the row's number in the batch
@@ -54,12 +76,27 @@ def encode(batch: Batch, encoder: Encoder, clock: Stopwatch, where: str = "") ->
             break
     if rows and not numbers:
         _require_a_sound_model(rows, list(faults.values()), encoder, where)
-    dropped = (
-        Dropped(rows[number].key, STAGE, faults[number].reason, faults[number].detail)
+    refused = (
+        (
+            Dropped(rows[number].key, STAGE, faults[number].reason, faults[number].detail),
+            tuple(rows[number].missing.values()),
+        )
         for number in sorted(faults)
     )
     kept = Batch([rows[number] for number in numbers])
-    return Embedded(kept, _joined(pieces) if numbers else {}, tuple(dropped))
+    columns = _joined([piece.columns for piece in pieces]) if numbers else {}
+    notes = _notes(kept, pieces) if numbers else ()
+    tokens = joined_tokens([piece.tokens for piece in pieces], [len(piece.cut) for piece in pieces])
+    return Embedded(kept, columns, tuple(refused), notes, tokens if numbers else {})
+
+
+def _notes(batch: Batch, pieces: Sequence[Piece]) -> tuple[Note, ...]:
+    """A note for each row whose caption is longer than the model takes."""
+    cut = np.concatenate([piece.cut for piece in pieces])
+    return tuple(
+        Note(batch.rows[row].key, "text_truncated", f"the last {cut[row]} tokens of its caption")
+        for row in np.flatnonzero(cut).tolist()
+    )
 
 
 def require_some_taken(tally: Tally, encoder: Encoder, where: str) -> None:
@@ -81,11 +118,11 @@ def require_some_taken(tally: Tally, encoder: Encoder, where: str) -> None:
 
 def _encode_in_halves(
     rows: Sequence[Decoded], encoder: Encoder, clock: Stopwatch
-) -> tuple[list[Columns], dict[int, Fault]]:
-    """The columns of consecutive parts of `rows`, all of them in one part where that works; and
+) -> tuple[list[Piece], dict[int, Fault]]:
+    """What became of consecutive parts of `rows`, all of them in one part where that works; and
     the faults of those that fail alone, by their place. Depth first: a part's memory is free
     before the next one begins."""
-    pieces: list[Columns] = []
+    pieces: list[Piece] = []
     faults: dict[int, Fault] = {}
     spans = [(0, len(rows))]
     while spans:
@@ -104,9 +141,11 @@ def _encode_in_halves(
     return pieces, faults
 
 
-def _encode_together(rows: Sequence[Decoded], encoder: Encoder, clock: Stopwatch) -> Columns:
-    """The columns of these rows in one pass; raises what the encoder raises, and Fault."""
+def _encode_together(rows: Sequence[Decoded], encoder: Encoder, clock: Stopwatch) -> Piece:
+    """These rows in one pass; raises what the encoder raises, and Fault."""
     columns: dict[str, VectorColumn] = {}
+    tokens: dict[str, TokenColumn] = {}
+    widths, cut = token_dims(encoder), np.zeros(len(rows), np.int64)
     encoded: dict[str, tuple[np.ndarray, Encoded]] = {}  # modality -> its rows, and what they gave
     for modality in encoder.modalities:
         having = np.flatnonzero([modality in row.inputs for row in rows])
@@ -117,17 +156,44 @@ def _encode_together(rows: Sequence[Decoded], encoder: Encoder, clock: Stopwatch
             encoded[modality] = (having, encoder.encode(modality, items))
             vectors = encoded[modality][1].vectors
             columns[modality] = _scatter(vectors, having, len(rows), encoder, modality)
-    if JOINT in encoder.dims and len(encoded) == len(encoder.modalities):
-        having = functools.reduce(np.intersect1d, [theirs for theirs, _ in encoded.values()])
-        if len(having):
-            with clock.stage("fuse"), _naming(JOINT):
-                parts = {
+            if modality in widths:
+                found, width = encoded[modality][1], widths[modality]
+                tokens[modality] = scatter_tokens(found, having, len(rows), width, modality)
+            tokens_cut = encoded[modality][1].tokens_cut
+            if modality == TEXT and tokens_cut is not None:
+                cut[having] = tokens_cut
+    for having, parts in _groups(encoded, len(rows), encoder):
+        with clock.stage("fuse"), _naming(JOINT):
+            joint = _scatter(encoder.encode_joint(parts), having, len(rows), encoder, JOINT)
+            columns[JOINT] = _merged(columns[JOINT], joint) if JOINT in columns else joint
+    return Piece(columns, cut, tokens)
+
+
+def _groups(
+    encoded: Mapping[str, tuple[np.ndarray, Encoded]], size: int, encoder: Encoder
+) -> Iterator[tuple[np.ndarray, dict[str, Encoded]]]:
+    """Rows of the same modalities that have a joint vector: their numbers (n,), and what was made
+    of them by modality. encoded: the numbers of the rows of each modality, and what they gave."""
+    has = np.zeros((size, len(encoded)), bool)
+    for place, (theirs, _) in enumerate(encoded.values()):
+        has[theirs, place] = True
+    for pattern in np.unique(has, axis=0):
+        names = {name for name, there in zip(encoded, pattern, strict=True) if there}
+        if joins(encoder, names):
+            having = np.flatnonzero((has == pattern).all(axis=1))
+            yield (
+                having,
+                {
                     modality: part.take(np.searchsorted(theirs, having))
                     for modality, (theirs, part) in encoded.items()
-                }
-                joint = encoder.encode_joint(parts)
-                columns[JOINT] = _scatter(joint, having, len(rows), encoder, JOINT)
-    return columns
+                    if modality in names
+                },
+            )
+
+
+def _merged(one: VectorColumn, other: VectorColumn) -> VectorColumn:
+    """Two columns, of which no row has both."""
+    return VectorColumn(one.vectors + other.vectors, one.has | other.has)
 
 
 @contextmanager
@@ -152,7 +218,7 @@ def _scatter(
     return VectorColumn(scattered, has)
 
 
-def _joined(pieces: Sequence[Columns]) -> Columns:
+def _joined(pieces: Sequence[Mapping[str, VectorColumn]]) -> Mapping[str, VectorColumn]:
     """The columns of consecutive parts as one. A part in which no row has a column lacks it."""
     if len(pieces) == 1:
         return pieces[0]

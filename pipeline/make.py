@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from chiasm.pipeline.attempts import record_failure
@@ -35,7 +36,7 @@ from chiasm.pipeline.encoders import (
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import list_shards
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.worklist import RECHECK_SECONDS, WorkList
 
 ATTEMPTS = 3
@@ -46,6 +47,7 @@ def make_collection(
     to: str | Path,
     encoder: str | Encoder,
     *,
+    encoding: EncoderSettings | None = None,
     settings: EmbedSettings | None = None,
     limit: int | None = None,
     reembed: bool = False,
@@ -55,8 +57,9 @@ def make_collection(
 
     shards: paths, folders, globs, brace ranges and URLs, or `Shard`s. to: the collection's folder
     or URL; shards are added to what is there. encoder: a name as in `--encoder`, or an object.
-    limit: embed only the first samples, that many in all. reembed: shards that were read by earlier
-    rules are embedded again. allow_damaged: shards that are cut or damaged are no failure.
+    encoding: how a named encoder runs, and its options; a collection keeps its own precision.
+    limit: embed only the first samples, that many in all. reembed: shards that were made in an
+    earlier way are embedded again. allow_damaged: shards that are cut or damaged are no failure.
 
     A shard that cannot be read is quarantined in its ledger, with the reason, and the rest goes on:
     see `EmbedSummary.failed`, and `summary_error` of `embed_summary.py` for an exception to raise.
@@ -69,15 +72,18 @@ def make_collection(
     if existing is None:
         require_no_answers(folder)
     if isinstance(encoder, str):
-        compute = EncoderSettings(precision=existing.precision if existing else "auto")
-        encoder = load_encoder(absolute_name(encoder), compute)
+        encoder = _load(encoder, encoding or EncoderSettings(), existing, folder)
+    elif encoding is not None:
+        raise ValueError("expected encoding with the name of an encoder, found an encoder")
     with Run(folder, "make_collection", {"encoder": encoder.name, "limit": limit}) as run:
         run.sweep(FOLDERS)
         shard_list = known_shards(run, shard_list)
         work = WorkList(shard_list, run, settings, limit, reembed=reembed)
-        work.skip_finished(create_or_check(folder, Identity.of(encoder), run.id))
+        renewed = [shard.id for shard in shard_list] if reembed and limit is None else None
+        identity = create_or_check(folder, Identity.of(encoder, encoding), run.id, renewed)
+        work.skip_finished(identity)
         try:
-            _embed_all(work, encoder, folder, settings)
+            _embed_all(work, encoder, folder, settings, encoding.threads if encoding else 0)
         finally:
             run.sweep(SHARD_FOLDERS, own=True)
             work.write_summaries()
@@ -85,6 +91,14 @@ def make_collection(
         summary = summarize(shard_list, work, wall, allow_damaged=allow_damaged)
         run.finish("failed" if summary.exit_code else "done", summary.as_json())
     return summary
+
+
+def _load(name: str, encoding: EncoderSettings, existing: Identity | None, to: Folder) -> Encoder:
+    """The encoder of that name, in the precision of the collection and with its options."""
+    if existing is not None:
+        encoding = replace(encoding, precision=existing.precision)
+        encoding = encoding.with_options(existing.options, display_name(to.url))
+    return load_encoder(absolute_name(name), encoding)
 
 
 def _list(shards: str | Path | Sequence[str | Path | Shard]) -> list[Shard]:
@@ -95,7 +109,9 @@ def _list(shards: str | Path | Sequence[str | Path | Shard]) -> list[Shard]:
     )
 
 
-def _embed_all(work: WorkList, encoder: Encoder, folder: Folder, settings: EmbedSettings) -> None:
+def _embed_all(
+    work: WorkList, encoder: Encoder, folder: Folder, settings: EmbedSettings, threads: int
+) -> None:
     while not work.over:
         task = work.take()
         if task is None:  # what is left is held by another run
@@ -103,7 +119,13 @@ def _embed_all(work: WorkList, encoder: Encoder, folder: Folder, settings: Embed
             continue
         try:
             entry = embed_shard(
-                task.shard, encoder, folder, settings, run_id=work.run.id, limit=task.limit
+                task.shard,
+                encoder,
+                folder,
+                settings,
+                run_id=work.run.id,
+                limit=task.limit,
+                operator_threads=threads or 1,
             )
         except Exception as error:  # noqa: BLE001  # one bad shard does not stop the rest
             record_failure(work, task, error, ATTEMPTS)

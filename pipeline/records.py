@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-IMAGE, TEXT = "image", "text"
+IMAGE, TEXT, SOUND = "image", "text", "sound"
 COLUMNS = ("image", "text", "joint")  # the vector columns, in the order in which they are written
 
 # Reasons of stage `read` with which the rest of a shard is lost: bytes are missing, bytes are
@@ -127,9 +127,11 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B consecutive kept samples in tar order, B <= the batch size of the settings."""
+    """B consecutive kept samples in tar order, B <= the batch size of the settings. cost: bytes
+    that its forward pass takes, about."""
 
     rows: list[Decoded]
+    cost: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -145,10 +147,23 @@ class VectorColumn:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenColumn:
+    """A vector for each token of B rows: values (T, W) float16, row after row; lengths (B,) int64,
+    how many each row has, 0 in rows without the modality."""
+
+    values: np.ndarray
+    lengths: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Embedded:
-    """The rows of a batch that have vectors, with their vector columns, and those samples of it
-    that the encoder does not take."""
+    """The rows of a batch that have vectors, with their vector columns; those samples of it that
+    the encoder does not take, each with the reasons why it has no input of some modalities; what is
+    odd about rows that it takes. tokens: by modality, of an encoder that gives a vector for each
+    token."""
 
     batch: Batch
     columns: Mapping[str, VectorColumn]
-    dropped: tuple[Dropped, ...] = ()
+    refused: tuple[tuple[Dropped, tuple[str, ...]], ...] = ()
+    notes: tuple[Note, ...] = ()
+    tokens: Mapping[str, TokenColumn] = field(default_factory=dict)

@@ -16,17 +16,18 @@ DROPS_KEPT = 100  # dropped samples that are kept with their details; more are o
 
 @dataclass
 class Totals:
-    """shards, rows: how many. dropped, notes: how many by reason. rules: shards by their rules of
-    reading. damaged: shards of which the rest is lost, `{"shard": URL, "reason"}`. note_details: by
-    reason, that of the first note. drops: the first dropped samples, with the URL of their shard.
-    seconds: busy seconds by stage. span: opening of the first shard and commit of the last, in
-    seconds since the epoch."""
+    """shards, rows: how many. dropped, notes: how many by reason. rules, decodings: shards by their
+    rules of reading and by their way of decoding. damaged: shards of which the rest is lost,
+    `{"shard": URL, "reason"}`. note_details: by reason, that of the first note. drops: the first
+    dropped samples, with the URL of their shard. seconds: busy seconds by stage. span: opening of
+    the first shard and commit of the last, in seconds since the epoch."""
 
     shards: int = 0
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     rules: Counter[int] = field(default_factory=Counter)
+    decodings: Counter[int] = field(default_factory=Counter)
     damaged: list[dict[str, str]] = field(default_factory=list)
     note_details: dict[str, str] = field(default_factory=dict)
     drops: list[tuple[str, Dropped]] = field(default_factory=list)
@@ -44,6 +45,7 @@ class Totals:
         self.dropped.update(summary.dropped)
         self.notes.update(summary.notes)
         self.rules[summary.rules] += 1
+        self.decodings[summary.decoding] += 1
         if summary.damage is not None:
             self.damaged.append({"shard": summary.source.url, "reason": summary.damage})
 

@@ -30,7 +30,7 @@ from chiasm.pipeline.collection import (
     write_entry,
     write_failure,
 )
-from chiasm.pipeline.editions import RULES, EmbedSettings, accepted_editions, edition_of
+from chiasm.pipeline.editions import EmbedSettings, accepted_editions
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.storage import Stat
 from chiasm.pipeline.tasks import Files, Task, find_done, find_whole
@@ -46,8 +46,8 @@ class WorkList:
     before; `quarantined` (shard id -> reason), because they were given up.
 
     limit: the most samples of all shards together; shards are then embedded one at a time, since
-    the limit of each depends on those before it. reembed: shards that were read by earlier rules
-    are not done.
+    the limit of each depends on those before it. reembed: shards that were read by earlier rules,
+    or decoded in an earlier way, are not done.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class WorkList:
         self.quarantined[task.shard.id] = reason
         entry = LedgerEntry(
             source=task.shard,
-            edition=edition_of(task.shard, self.fingerprint, self.settings, rules=RULES),
+            edition=next(accepted_editions(task.shard, self.fingerprint, self.settings)),
             rows=0,
             quarantined=reason,
             attempts=len(task.failures),

@@ -472,3 +472,14 @@ def test_answers_begun_before_pictures_had_candidates_go_on():
     """No task over shards draws, so what a folder says of its request is what it said before."""
     request = identity._request(AnswerSettings("caption"))
     assert request["generate"] == {"beams": 1, "max_tokens": None, "sampling": None}
+
+
+def test_answers_by_older_decoding_go_on_and_exact_ones_are_others():
+    """As `answers.json` was written when there was no `exact` and pictures were scaled."""
+    before = {
+        "max_megapixels": 100, "max_member_bytes": 64 << 20, "max_seconds": 20, "scaled": True,
+    }  # fmt: skip
+    assert identity._request(CAPTION)["decode"] == before
+    scaled, exact = DecodeSettings(scaled=True), DecodeSettings(exact=True)
+    assert identity._request(replace(CAPTION, decode=scaled))["decode"] == before
+    assert identity._request(replace(CAPTION, decode=exact))["decode"] != before

@@ -513,7 +513,7 @@ def test_nothing_is_written_to_a_web_server_and_none_is_asked(parrot, pictures, 
         lambda: sentiment(["a.tar"], None, "parrot", to=to),
         lambda: imagine(["-"], to, "parrot"),  # the pipe's other end is open
         lambda: explain("-", None, to),
-        lambda: embed(["a.tar"], to, "pocket"),
+        lambda: embed(["a.tar"], to, ["pocket"]),
         lambda: filter_(["a.tar"], to, "pocket"),
     ):
         with pytest.raises(UsageError) as refused:

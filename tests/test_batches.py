@@ -20,6 +20,7 @@ from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import Dropped, Note, Place, Sample, Source
 from chiasm.pipeline.timing import Stopwatch
 
+FULL = DecodeSettings()
 images = importlib.import_module("chiasm.pipeline.images.decode")
 
 
@@ -53,14 +54,19 @@ class Pixels(BaseEncoder):
         return raw if modality == "text" else self.of_image(raw)
 
 
-def run(items, preprocess=to_pixels, target=None, now=time.perf_counter, **options):
+def run(
+    items,
+    preprocess=to_pixels,
+    target=None,
+    now=time.perf_counter,
+    decode=FULL,
+    **options,
+):
     """The batches of `items`, the tally and the clock."""
     tally, clock = Tally(), Stopwatch(now)
     cut = BatchSettings(**{"size": 4, **options})
     made = list(
-        batches(
-            iter(items), Pixels(preprocess, target), DecodeSettings(), cut, tally=tally, clock=clock
-        )
+        batches(iter(items), Pixels(preprocess, target), decode, cut, tally=tally, clock=clock)
     )
     return made, tally, clock
 
@@ -96,7 +102,7 @@ def test_rows_come_in_the_order_of_the_tar(threads, queue):
     assert tally.dropped == tally.notes == []
 
 
-def test_batches_are_cut_over_kept_samples_and_losses_are_told_in_order():
+def test_batches_are_cut_over_samples_and_losses_are_told_in_order():
     items = [
         sample(0),
         sample(1, b"broken"),
@@ -111,7 +117,7 @@ def test_batches_are_cut_over_kept_samples_and_losses_are_told_in_order():
     ]
     made, tally, _ = run(items)
     keys = [[row.key for row in batch.rows] for batch in made]
-    assert keys == [["k0", "text", "k2", "k3"], ["k4", "k5"]]
+    assert keys == [["k0", "text", "k2"], ["k3", "k4", "k5"]]  # k1 was one of the first four
     text = made[0].rows[1]
     assert (text.inputs, text.origins) == ({"text": "only text"}, {})
     assert [(d.key, d.stage, d.reason) for d in tally.dropped] == [
@@ -134,7 +140,8 @@ def test_nothing_in_gives_nothing_out():
 def test_the_target_reaches_the_decoder():
     out = io.BytesIO()
     Image.new("RGB", (80, 80)).save(out, "JPEG")
-    [batch], _, _ = run([sample(0, out.getvalue())], target=5)
+    scaled = DecodeSettings(scaled=True)
+    [batch], _, _ = run([sample(0, out.getvalue())], target=5, decode=scaled)
     (row,) = batch.rows
     assert row.inputs["image"].shape == (3, 10, 10) and row.origins["image"].size == (80, 80)
 
@@ -182,7 +189,7 @@ def test_what_preprocess_or_cost_raises_for_a_sample_drops_it_by_name():
     tally = Tally()
     cut = BatchSettings(size=4)
     made = batches(map(sample, range(12)), Costly(preprocess), DecodeSettings(), cut, tally=tally)
-    assert [len(batch) for batch in made] == [4, 4, 2]
+    assert [len(batch) for batch in made] == [4, 3, 3]
     assert tally.dropped == [
         Dropped("k6", "encode", "refused", "image of 4 x 4: KeyError: 'size'"),
         Dropped("k9", "encode", "out_of_memory", "cost: MemoryError"),
@@ -222,8 +229,8 @@ def settle(number, least):
 @pytest.mark.parametrize("queue", [1, 5, 12])
 def test_no_more_than_the_queue_is_in_flight(queue):
     endless = Endless()
-    made = start(endless, queue=queue)
-    chunk = max(1, min(CHUNK, queue // BatchSettings.decode_threads))
+    made = start(endless, queue=queue, decode_threads=2)
+    chunk = max(1, min(CHUNK, queue // 2))
     for taken in (4, 8, 12):
         next(made)
         assert settle(lambda: endless.samples_taken, taken + 1) <= taken + queue + chunk
@@ -239,7 +246,7 @@ def test_each_thread_has_few_encoded_pictures_and_of_large_ones_fewer(size, read
         return to_pixels(image)
 
     endless = Endless(picture(0) + bytes(size))
-    made = start(endless, preprocess, size=1)
+    made = start(endless, preprocess, size=1, decode_threads=2)
     first = threading.Thread(target=lambda: next(made))
     first.start()
     assert settle(lambda: endless.samples_taken, read) == read
@@ -280,7 +287,7 @@ def test_closing_waits_for_the_pictures_at_work_and_for_no_others(monkeypatch):
 
     def preprocess(image):
         begun.append(image)
-        if image[0, 0, 0] > CHUNK:  # behind the first batch
+        if image[0, 0, 0] > CHUNK:  # behind the first chunk
             closing.wait(60)
         decoded.append(image)
         return to_pixels(image)
@@ -289,7 +296,7 @@ def test_closing_waits_for_the_pictures_at_work_and_for_no_others(monkeypatch):
         closing.set()
         join(thread, timeout)
 
-    made = start(Endless(), preprocess, decode_threads=2)
+    made = start(Endless(), preprocess, decode_threads=2, size=CHUNK - 1)
     next(made)
     until(lambda: len(begun) == CHUNK + 2)
     monkeypatch.setattr(threading.Thread, "join", close_then_join)

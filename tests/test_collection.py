@@ -104,7 +104,7 @@ def test_a_width_that_no_vector_has_is_told(tmp_path, dim, name):
         (b"[]", "the identity of a collection"),
         (
             json.dumps({"schema": 99}).encode(),
-            "found schema version 99, of which .* reads 2",
+            "found schema version 99, of which .* reads 3",
         ),
         (json.dumps({"schema": 1, "odd": 2}).encode(), "the identity of a collection"),
     ],

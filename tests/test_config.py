@@ -77,7 +77,7 @@ def test_the_settings_in_force_compose_to_themselves(tmp_path):
         (["train.seed=-1"], "train.seed: expected 0 or more, found -1"),
         (["workers.count=0"], "workers.count: expected 1 or more, found 0"),
         (["batch.size=0"], "batch.size: expected 1 or more, found 0"),
-        (["batch.decode_threads=-1"], "batch.decode_threads: expected 1 or more, found -1"),
+        (["batch.decode_threads=-1"], "batch.decode_threads: expected 0 or more, found -1"),
         (["read.max_member_bytes=0"], "read.max_member_bytes: expected 1 or more, found 0"),
         (["decode.max_megapixels=-1"], "decode.max_megapixels: expected 0 or more, found -1"),
         (["max_loss=2"], "max_loss: expected a share from 0 to 1, found 2"),

@@ -23,14 +23,16 @@ from fake_encoder import FakeEncoder
 from chiasm.index.ask import BATCH
 from chiasm.jobs.config import Settings, compose, keys
 from chiasm.pipeline.answers.files import SCHEMA, AnswersFooter
+from chiasm.pipeline.arrays import ARRAY_REASONS
 from chiasm.pipeline.collection import arrow_schema, embeddings
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
-from chiasm.pipeline.encoders import ENCODE_REASONS, explainer
+from chiasm.pipeline.encoders import ENCODE_NOTES, ENCODE_REASONS, explainer
 from chiasm.pipeline.encoders.huggingface_generate import MAX_TOKENS
 from chiasm.pipeline.images import REASONS
 from chiasm.pipeline.model.config import DecoderConfig, ImageTokensConfig
 from chiasm.pipeline.shards import DROP_REASONS, NOTE_REASONS, list_shards
+from chiasm.pipeline.sounds import SOUND_REASONS
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.training.joint.json_tasks import FIELDS, TEXTS
 from chiasm.pipeline.training.joint.loop import DECODER_STEPS
@@ -54,7 +56,18 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize("reasons", [DROP_REASONS, REASONS, ENCODE_REASONS, NOTE_REASONS])
+@pytest.mark.parametrize(
+    "reasons",
+    [
+        DROP_REASONS,
+        REASONS,
+        SOUND_REASONS,
+        ARRAY_REASONS,
+        ENCODE_REASONS,
+        NOTE_REASONS,
+        ENCODE_NOTES,
+    ],
+)
 def test_every_reason_is_told_with_its_meaning(reasons):
     for reason, meaning in reasons.items():
         assert f"| `{reason}` | {meaning} |" in FORMATS
@@ -245,6 +258,17 @@ RESULTS = {  # the beginning of a claim in docs/results.md -> its figures in ben
         "two_tower.json:joint:r1", "two_tower.json:joint:r5", "two_tower.json:joint:r10"
     ],
     "mean: R@1; R@10": ["two_tower_fusions.json:mean:r1", "two_tower_fusions.json:mean:r10"],
+    "Late interaction by the tokens of `pocket`": [
+        f"late_interaction.json:pocket:{figure}"
+        for figure in ("by_tokens:recall", "by_tokens:cpu_ms", "exact:cpu_ms")
+    ],
+    "Late interaction by those of a ColPali": [
+        f"late_interaction.json:colpali:{figure}"
+        for figure in ("by_tokens:recall", "by_tokens:cpu_ms", "exact:cpu_ms")
+    ],
+    "One vector a row, MUVERA's": [
+        "late_interaction.json:pocket:single:recall", "late_interaction.json:pocket:single:cpu_ms"
+    ],
     "Learned without the third doubted most: R@1 of the even mean": [
         f"filtering.json:seeds:{seed}:filtered:mean:r1" for seed in range(3)
     ],

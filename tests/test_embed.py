@@ -38,6 +38,7 @@ from chiasm.pipeline.embed import Limit, embed_shard
 from chiasm.pipeline.embed_summary import summary_error
 from chiasm.pipeline.encoders import Encoded
 from chiasm.pipeline.errors import EncoderError, SourceError, StorageError
+from chiasm.pipeline.images import DECODING, DecodeSettings
 from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.records import Dropped, Note, Sample, Shard
 from chiasm.pipeline.relocate import relocate
@@ -233,7 +234,9 @@ def test_a_shard_replaced_after_it_was_listed_is_embedded_as_it_is(tmp_path):
     folder = Folder(str(tmp_path / "c"))
     entry = embed_shard(before, FakeEncoder(), folder, SMALL, run_id="r1")
     assert (entry.source, entry.rows) == (now, 5) and now != before
-    assert entry.edition == edition_of(now, FakeEncoder().fingerprint, SMALL, rules=RULES)
+    assert entry.edition == edition_of(
+        now, FakeEncoder().fingerprint, SMALL, rules=RULES, decoding=DECODING
+    )
     file = find_embedding(folder, before.id)
     assert file is not None and (file.footer.source, file.edition) == (now, entry.edition)
 
@@ -324,25 +327,51 @@ def test_a_ledger_keeps_a_hundred_records_of_a_reason_and_counts_the_rest(tmp_pa
 
 def test_rules_of_reading_are_in_the_edition_but_for_the_first():
     shard = Shard("file:///a.tar", "a-1", 10, "1")
-    first = edition_of(shard, "f", EmbedSettings())
+    scaled = EmbedSettings(decode=DecodeSettings(scaled=True))  # the default of the time
+    first = edition_of(shard, "f", scaled)
     assert first == "d3c0ee2e"  # as it was before rules had a version
-    now = edition_of(shard, "f", EmbedSettings(), rules=RULES)
-    assert accepted_editions(shard, "f", EmbedSettings()) == {first, now} and first != now
-    assert accepted_editions(shard, "f", EmbedSettings(), reembed=True) == {now}
-    with_limit = edition_of(shard, "f", EmbedSettings(), 7, rules=RULES)
+    today = {"rules": RULES, "decoding": DECODING}
+    now = edition_of(shard, "f", EmbedSettings(), **today)
+    accepted = list(accepted_editions(shard, "f", EmbedSettings()))
+    assert accepted[0] == now and {first, now} < {*accepted} and len({*accepted}) == len(accepted)
+    assert [*accepted_editions(shard, "f", EmbedSettings(), reembed=True)] == [now]
+    with_limit = edition_of(shard, "f", EmbedSettings(), 7, **today)
     assert with_limit in accepted_editions(shard, "f", EmbedSettings(), 7)
 
 
-def of_rules_1(folder: Folder, shard: Shard) -> None:
-    """Make a shard's files those of the first rules."""
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_rows_of_the_first_decoding_count_as_made_by_any_settings_of_today(scaled, exact):
+    shard = Shard("file:///a.tar", "a-1", 10, "1")
+    settings = EmbedSettings(decode=DecodeSettings(scaled=scaled, exact=exact))
+    for was_scaled in (False, True):
+        before = EmbedSettings(decode=DecodeSettings(scaled=was_scaled))
+        old = edition_of(shard, "f", before, rules=RULES)
+        assert old in accepted_editions(shard, "f", settings)
+        assert old not in accepted_editions(shard, "f", settings, reembed=True)
+        small = replace(before, decode=replace(before.decode, max_megapixels=1))
+        assert edition_of(shard, "f", small) not in accepted_editions(shard, "f", settings)
+    other = replace(settings, decode=replace(settings.decode, exact=not exact))
+    now = edition_of(shard, "f", other, rules=RULES, decoding=DECODING)
+    assert now not in accepted_editions(shard, "f", settings)
+
+
+def make_older(
+    folder: Folder,
+    shard: Shard,
+    fields_added: tuple[str, ...],
+    settings: EmbedSettings,
+    **versions: int,
+) -> None:
+    """Make a shard's files those of an earlier version, before these fields of entries."""
     entry, name = read_entry(folder, shard.id), f"embeddings/{shard.id}.parquet"
     assert entry is not None
-    edition = edition_of(shard, FakeEncoder().fingerprint, EmbedSettings(), rules=1)
+    edition = edition_of(shard, FakeEncoder().fingerprint, settings, **versions)
     folder.write_whole(
         name, folder.read_bytes(name).replace(entry.edition.encode(), edition.encode())
     )
     fields = json.loads(entry.to_json()) | {"edition": edition}
-    for added in ("rules", "drop_counts", "note_counts"):
+    for added in fields_added:
         del fields[added]
     folder.write_whole(f"ledger/{shard.id}.json", json.dumps(fields).encode())
 
@@ -352,11 +381,29 @@ def test_shards_of_earlier_rules_are_done_and_renewed_when_asked(tmp_path):
     make_collection(path, to, FakeEncoder())
     (shard,) = list_shards([str(path)])
     assert read_status(str(to)).earlier_rules == 0
-    of_rules_1(Folder(str(to)), shard)
+    added = ("rules", "drop_counts", "note_counts")
+    make_older(Folder(str(to)), shard, added, EmbedSettings(), rules=1, decoding=DECODING)
     assert read_status(str(to)).earlier_rules == 1
     assert make_collection(path, to, FakeEncoder()).skipped == 1
     again = make_collection(path, to, FakeEncoder(), reembed=True)
     assert (again.done, again.skipped) == (1, 0) and read_status(str(to)).earlier_rules == 0
+    assert make_collection(path, to, FakeEncoder(), reembed=True).skipped == 1
+
+
+def test_shards_of_older_decoding_are_done_and_renewed_when_asked(tmp_path, chiasm):
+    path, to = make_shard(tmp_path / "a.tar", 3), tmp_path / "c"
+    make_collection(path, to, FakeEncoder())
+    (shard,) = list_shards([str(path)])
+    entry = read_entry(Folder(str(to)), shard.id)
+    assert entry is not None and entry.decoding == DECODING
+    line = "1 shards made by older decoding; chiasm embed --reembed makes them again"
+    assert read_status(str(to)).older_decoding == 0 and line not in chiasm("status", to).stdout
+    scaled = EmbedSettings(decode=DecodeSettings(scaled=True))
+    make_older(Folder(str(to)), shard, ("decoding",), scaled, rules=RULES)
+    assert read_status(str(to)).older_decoding == 1 and line in chiasm("status", to).stdout
+    assert make_collection(path, to, FakeEncoder()).skipped == 1
+    again = make_collection(path, to, FakeEncoder(), reembed=True)
+    assert (again.done, again.skipped) == (1, 0) and read_status(str(to)).older_decoding == 0
     assert make_collection(path, to, FakeEncoder(), reembed=True).skipped == 1
 
 

@@ -16,6 +16,7 @@ from chiasm.jobs.embed_shards import EmbedRequest, embed_shards
 from chiasm.pipeline.collection import embeddings, parquet_name, read_entry, runs
 from chiasm.pipeline.embed_summary import EmbedSummary, summary_error
 from chiasm.pipeline.errors import ChiasmError, CollectionError, EncoderError, UsageError
+from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder, is_temporary
 
@@ -23,13 +24,18 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def embed(
-    specs: list[Path], to: Path, *assignments: str, encoder: str = "fake", limit: int | None = None
+    specs: list[Path],
+    to: Path,
+    *assignments: str,
+    encoder: str = "fake",
+    limit: int | None = None,
+    reembed: bool = False,
 ) -> EmbedSummary:
     sources = list_shards([str(spec) for spec in specs])
     settings = compose(
         "laptop", ["batch.size=8", "workers.cpus=1", *assignments], {"encoder.name": encoder}
     )
-    return embed_shards(EmbedRequest(sources, str(to), settings, limit=limit))
+    return embed_shards(EmbedRequest(sources, str(to), settings, limit=limit, reembed=reembed))
 
 
 def test_progress_counts_every_sample_once(shards, tmp_path):
@@ -69,6 +75,17 @@ def test_shards_are_added_with_the_encoder_of_the_collection(shards, tmp_path):
     assert (summary.done, summary.skipped, lines) == (2, 1, [])
     files = embeddings(Folder(str(tmp_path / "c")))
     assert {file.footer.encoder for file in files} == {"fake:other"}
+
+
+def test_rows_made_in_an_earlier_way_are_renewed_all_together(shards, tmp_path):
+    """tests/test_encoder_st_queries.py has the rule itself."""
+    to = tmp_path / "c"
+    make_collection(shards[:2], to, "fake")
+    with pytest.raises(CollectionError, match=r"found rows made by earlier prompts, .* --reembed"):
+        embed(shards, to, encoder="fake:today")
+    summary = embed(shards, to, encoder="fake:today", reembed=True)
+    assert (summary.done, summary.skipped) == (3, 0)
+    assert {file.footer.encoder for file in embeddings(Folder(str(to)))} == {"fake:today"}
 
 
 def test_a_new_collection_without_an_encoder_says_what_pocket_knows(tmp_path):

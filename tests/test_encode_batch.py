@@ -71,10 +71,10 @@ def test_bad_samples_are_found_wherever_they_are_and_the_others_keep_their_vecto
         assert [row.key for row in made.batch.rows] == [f"k{number}" for number in kept]
         reason = {"raise": "refused", "memory": "out_of_memory", "nan": "not_finite",
                   "inf": "not_finite", "zero": "not_unit", "long": "not_unit"}[fault]  # fmt: skip
-        assert [(drop.key, drop.stage, drop.reason) for drop in made.dropped] == [
+        assert [(drop.key, drop.stage, drop.reason) for drop, _ in made.refused] == [
             (f"k{number}", "encode", reason) for number in sorted(bad)
         ]
-        assert all(drop.detail.startswith("text: ") for drop in made.dropped)
+        assert all(drop.detail.startswith("text: ") for drop, _ in made.refused)
         if not kept:
             assert made.columns == {}
             continue
@@ -99,7 +99,8 @@ def test_a_pair_that_is_refused_though_its_picture_and_text_are_not_is_dropped()
             return super().encode_joint(parts)
 
     made = encoded([f"text {number}" for number in range(6)], Pairs())
-    assert made.dropped == (Dropped("k3", "encode", "refused", "joint: ValueError: such a pair"),)
+    (refused,) = made.refused
+    assert refused == (Dropped("k3", "encode", "refused", "joint: ValueError: such a pair"), ())
     assert len(made.batch) == 5 and made.columns["joint"].has.all()
 
 
@@ -131,7 +132,7 @@ class Small(FakeEncoder):
 def test_no_sample_is_dropped_because_a_whole_batch_does_not_fit():
     captions = [f"text {number}" for number in range(9)]
     made, whole = encoded(captions, Small(2)), encoded(captions)
-    assert made.dropped == () and [row.key for row in made.batch.rows] == [
+    assert made.refused == () and [row.key for row in made.batch.rows] == [
         f"k{number}" for number in range(9)
     ]
     for name, column in whole.columns.items():
@@ -144,7 +145,7 @@ def test_a_sample_that_does_not_fit_alone_is_dropped_and_none_that_fits_is_the_m
 ):
     monkeypatch.setattr(encode_batch, "probe_encoder", lambda encoder: None)
     made = encoded(["one", "a caption of many words", "three"], Small(2))
-    assert [(drop.key, drop.reason) for drop in made.dropped] == [("k1", "out_of_memory")]
+    assert [(drop.key, drop.reason) for drop, _ in made.refused] == [("k1", "out_of_memory")]
     with pytest.raises(EncoderError) as caught:
         encoded(["a", "b", "c"], Small(0))
     assert str(caught.value) == (
@@ -161,7 +162,7 @@ def test_samples_that_do_not_go_together_are_rows_all_the_same():
             return super().encode(modality, items)
 
     made = encoded(["a", "bb", "c", "dd", "ee", "f"], Together())
-    assert made.dropped == () and len(made.batch) == 6
+    assert made.refused == () and len(made.batch) == 6
     np.testing.assert_array_equal(
         made.columns["text"].vectors,
         encode_texts(FakeEncoder(), ["a", "bb", "c", "dd", "ee", "f"]),
@@ -177,7 +178,7 @@ def test_an_encoder_that_leaves_out_what_it_does_not_take_shifts_no_row():
             return super().encode(modality, taken)
 
     made = encoded([f"text {number}" for number in range(5)], Skipping())
-    assert [(drop.key, drop.detail) for drop in made.dropped] == [
+    assert [(drop.key, drop.detail) for drop, _ in made.refused] == [
         ("k2", "text: shape (0, 8), not (1, 8)")
     ]
     wanted = encode_texts(FakeEncoder(), ["text 0", "text 1", "text 3", "text 4"])
@@ -296,10 +297,10 @@ def test_what_the_encoder_cannot_use_by_its_own_word_is_dropped_too():
             return super().encode(modality, items)
 
     made = encoded(["one", "\ud83d", "empty"], Choosy())
-    assert [(drop.key, drop.reason) for drop in made.dropped] == [
+    assert [(drop.key, drop.reason) for drop, _ in made.refused] == [
         ("k1", "refused"), ("k2", "refused"),
     ]  # fmt: skip
-    assert all(drop.detail.isascii() and drop.detail for drop in made.dropped)
+    assert all(drop.detail.isascii() and drop.detail for drop, _ in made.refused)
 
 
 def test_check_tells_of_a_row_that_the_encoder_does_not_take_any_more(tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ from huggingface_hub import errors as hub_errors
 from random_models import clip_folder
 from safetensors.torch import load_file, save_file
 
-from chiasm.pipeline.encoders import load_encoder
-from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.encoders import load_encoder, load_matcher
+from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 
 TOWER = {
@@ -141,7 +141,7 @@ def test_no_code_of_a_model_is_run(clip_copy, file, known, monkeypatch):
         load_encoder(f"hf:{clip_copy}", FLOAT32)  # transformers has its own code for these
     else:
         edit_json(clip_copy / file, model_type="evil")
-        with pytest.raises(EncoderError, match=r"expected a config\.json that can be"):
+        with pytest.raises(EncoderError, match=r"'evil', which needs code of its own, which is n"):
             load_encoder(f"hf:{clip_copy}", FLOAT32)
     assert not marker.exists()
 
@@ -178,6 +178,50 @@ def spoil_pictures(folder):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def configured(**changes):
+    return lambda folder: edit_json(folder / "config.json", **changes)
+
+
+def of_text(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    edit_json(folder / "config.json", text_config={**config["text_config"], **changes})
+
+
+def deeper(folder):
+    of_text(folder, num_hidden_layers=3)
+
+
+def stretched(folder):
+    of_text(folder, hidden_size="x")
+
+
+def open_clip_beside_config(folder):
+    (folder / "model.safetensors").rename(folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text("{}")
+
+
+def open_clip(folder):
+    open_clip_beside_config(folder)
+    (folder / "config.json").unlink()
+
+
+def adapter(folder):
+    base = {"base_model_name_or_path": "openai/clip-vit-base-patch32"}
+    (folder / "adapter_config.json").write_text(json.dumps(base))
+
+
+def sentence_transformer(folder):
+    (folder / "0_CLIPModel").mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        path.rename(folder / "0_CLIPModel" / path.name)
+    (folder / "modules.json").write_text("[]")
+
+
+def sentence_transformer_of_texts(folder):
+    (folder / "modules.json").write_text("[]")
+    edit_json(folder / "config.json", model_type="bert")
+
+
 def without(name):
     return lambda folder: (folder / name).unlink()
 
@@ -197,15 +241,74 @@ def overwritten(name, data):
         (without("preprocessor_config.json"), "expected its image processor (preprocessor_con"),
         (overwritten("tokenizer.json", b"{}"), "expected a tokenizer that can be loaded, found"),
         (overwritten("config.json", b"{"), "expected a config.json that can be loaded, found"),
-        (overwritten("config.json", b'{"model_type": "bert"}'), "type clip, siglip, siglip2, fo"),
-        (overwritten("model.safetensors", b"junk"), "expected weights that can be loaded, found"),
+        (overwritten("config.json", b"[1]"), "can be loaded, found JSON that is no object but a "),
+        (overwritten("config.json", b"\xff"), "that can be loaded, found no JSON; fetch or save"),
+        (overwritten("config.json", b"{}"), "found a config.json without model_type; name a fold"),
+        (overwritten("model.safetensors", b"junk"), "found a safetensors file that is cut or dam"),
+        (
+            overwritten("tokenizer.json", b"\xff"),
+            "tokenizer.json that can be loaded, found no JSON",
+        ),
+        (
+            overwritten("tokenizer_config.json", b"[]"),
+            "tokenizer_config.json that can be loaded, f",
+        ),
+        (
+            overwritten("preprocessor_config.json", b"{"),
+            "processor_config.json that can be loaded, f",
+        ),
+        (
+            lambda folder: edit_json(
+                folder / "preprocessor_config.json",
+                image_processor_type="Evil",
+                auto_map={"AutoImageProcessor": "x--y.Z"},
+            ),
+            "found preprocessor_config.json of a model with code of its own, which is never run he",
+        ),
+        (configured(projection_dim=None), "a width of vectors above 0 in config.json, found None;"),
+        (configured(projection_dim=0), "a width of vectors above 0 in config.json, found 0; fetch"),
+        (configured(projection_dim=16), "text_projection.weight of shape (16, 32), as config.jso"),
+        (configured(model_type="new"), "type 'new', which transformers "),
+        (configured(model_type=["clip"]), "found a config.json without model_type"),
+        (configured(model_type="jina_clip", auto_map={}), "type 'jina_clip', which transformers "),
+        (
+            configured(model_type="jina_clip", auto_map={"AutoModel": "x--y.Z"}),
+            "found type 'jina_clip', which needs code of its own, which is never run here; take a",
+        ),
+        (
+            configured(model_type="bert", architectures=["BertModel"]),
+            "found a model of texts alone (type 'bert', architecture BertModel); st:",
+        ),
+        (configured(model_type="clip_text_model"), "found a model of texts alone (type 'clip_tex"),
+        (configured(model_type="vit"), "a model of pictures alone (type 'vit', architecture CLIP"),
+        (configured(model_type="wav2vec2"), "found a model of sound (type 'wav2vec2', architectu"),
+        (configured(model_type="xclip"), "found a model of videos (type 'xclip'); take a dual en"),
+        (configured(model_type="owlvit"), "found type 'owlvit', architecture CLIPModel, which is"),
+        (configured(model_type="llava"), "answers (type 'llava', architecture CLIPModel); chiasm"),
+        (
+            configured(model_type="blip", architectures=["BlipForConditionalGeneration"]),
+            "found a model that answers (type 'blip', architecture BlipForConditionalGeneration)",
+        ),
+        (deeper, "expected all weights of a CLIPModel, found 16 missing, the first text_model"),
+        (stretched, "hidden_size' expected int, got str (value: 'x'); fetch that file again, or"),
+        (open_clip, "expected a model folder of transformers, found files of open_clip; take oc:"),
+        (open_clip_beside_config, "found files of open_clip; take oc:"),
+        (adapter, "expected a whole model, found a PEFT adapter of openai/clip-vit-base-patch32"),
+        (
+            sentence_transformer,
+            "folder with config.json, found a SentenceTransformer; take st:",
+        ),
+        (sentence_transformer_of_texts, "found a SentenceTransformer; take st:"),
         (grow_vocabulary, "expected at most 9 tokens, as config.json says, found a tokenizer of "),
         (widen, "expected pictures of 32 px, as config.json says, found an image processor that"),
         (
             lambda folder: edit_json(folder / "preprocessor_config.json", do_resize=False),
             "expected an image processor that resizes, or resizes and crops, to a square, found",
         ),
-        (lose_padding, '; name its padding token as "pad_token" in the model\'s tokenizer_config.'),
+        (
+            lose_padding,
+            'padding token, found none; name its padding token as "pad_token" in the mod',
+        ),
         (spoil_pictures, "found image: NaN or infinity; its weights are damaged: fetch or train"),
     ],
 )
@@ -216,6 +319,8 @@ def test_a_bad_folder_gets_one_line(clip_copy, spoil, message):
     line = str(caught.value)
     assert line.startswith(f"encoder hf:{clip_copy}: ") and message in line
     assert "\n" not in line
+    with pytest.raises((EncoderError, UsageError)):  # by the door of matchers too
+        load_matcher(f"hf:{clip_copy}", FLOAT32)
 
 
 @pytest.mark.parametrize(

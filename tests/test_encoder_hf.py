@@ -10,62 +10,34 @@ import pytest
 import torch
 import transformers
 from encoding import encode_images, encode_joint, encode_texts, preprocess
-from hypothesis import given
+from family_differences import OWN, PICTURES, TEXTS, Lowercased, differences, noise
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from random_models import clip_folder, naflex_folder, siglip_folder
+from random_families import ENCODERS
 
 from chiasm.pipeline.encoders import load_encoder, unit
+from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.hub import capture_warnings
+from chiasm.pipeline.pretrained.cropped_processing import square_processing
 from chiasm.pipeline.pretrained.image_processing import SquareProcessing
+from chiasm.pipeline.resizing import by_pillow
 
-TOWER = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-EIGHT = {"patch_size": 8}
-MAKERS = {
-    "clip": lambda at: clip_folder(at, side=32, short=36, width=24, tower=TOWER, vision=EIGHT),
-    "siglip": lambda at: siglip_folder(at, side=32, tower=TOWER, vision=EIGHT),
-    "siglip2": lambda at: siglip_folder(at, side=32, tower=TOWER, vision=EIGHT, gemma=True),
-    "naflex": lambda at: naflex_folder(at, patch=8, patches=16, tower=TOWER),
-}
-KINDS = list(MAKERS)
-LENGTHS = {"clip": 77, "siglip": 64, "siglip2": 64, "naflex": 64}
+KINDS = list(ENCODERS)
 FLOAT32 = EncoderSettings(precision="float32", device="cpu")
 BFLOAT16 = EncoderSettings(precision="bfloat16", device="cpu")
-TEXTS = ["a red boat under the moon", "", "cat", "a photo of " * 60, "红色的船", "two people, 2!"]
-
-
-def noise(width, height, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-PICTURES = [noise(w, h, w) for w, h in [(70, 50), (50, 70), (33, 33), (200, 20), (5, 9)]]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     base = tmp_path_factory.mktemp("models")
-    return {kind: make(base / kind) for kind, make in MAKERS.items()}
+    return {kind: make(base / kind) for kind, make in ENCODERS.items()}
 
 
 @pytest.fixture(scope="module")
 def encoders(folders):
     return {kind: load_encoder(f"hf:{folder}", FLOAT32) for kind, folder in folders.items()}
-
-
-def own(folder):
-    """The model and the processor as transformers loads them, in float32."""
-    with capture_warnings():
-        processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
-        model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), processor.tokenizer, processor.image_processor
 
 
 def unit_rows(features):
@@ -81,37 +53,28 @@ def edit_json(path, **changes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_those_of_the_models_own_processor_and_forward(folders, encoders, kind):
-    model, tokenizer, processor = own(folders[kind])
-    texts = [text.lower() for text in TEXTS]
-    with torch.inference_mode():
-        tokens = tokenizer(
-            texts,
-            padding="max_length",
-            truncation=True,
-            max_length=LENGTHS[kind],
-            return_tensors="pt",
-        )
-        wanted_texts = unit_rows(model.get_text_features(**tokens))
-        pixels = processor(PICTURES, return_tensors="pt")
-        wanted_images = unit_rows(model.get_image_features(**pixels))
-    encoder = encoders[kind]
-    assert wanted_texts.shape == (len(TEXTS), encoder.dims["joint"])
-    np.testing.assert_allclose(encode_texts(encoder, TEXTS), wanted_texts, atol=2e-6)
-    np.testing.assert_allclose(images_of(encoder), wanted_images, atol=2e-6)
+def test_vectors_and_inputs_are_those_of_the_models_own_library(folders, encoders, kind):
+    own = OWN[kind](folders[kind])
+    found = differences(encoders[kind], own)
+    assert max(found.text, found.picture, found.joint) <= 1e-6
+    assert found.inputs <= 0.05 and found.cosine >= 0.9999
+    # What is compared differs from text to text, and from picture to picture.
+    for rows in (encode_texts(encoders[kind], TEXTS), images_of(encoders[kind])):
+        distances = np.linalg.norm(rows[:, None] - rows, axis=2) + np.eye(len(rows))
+        assert distances.min() > 1e-2
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_goes_into_the_model_is_what_its_processor_makes(folders, encoders, kind):
-    _, _, processor = own(folders[kind])
-    wanted = processor(PICTURES, return_tensors="pt")
-    encoder = encoders[kind]
-    pixels = [preprocess(encoder, picture) for picture in PICTURES]
-    assert all(picture.dtype == np.uint8 for picture in pixels)
-    made = encoder._pixels.inputs(pixels, torch.device("cpu"), torch.float32)
-    assert set(made) == set(wanted)
-    for name, values in made.items():
-        np.testing.assert_allclose(values.numpy(), np.asarray(wanted[name]), atol=1e-6)
+def test_tokens_that_are_cut_off_are_counted(folders, encoders, kind):
+    own, encoder = OWN[kind](folders[kind]), encoders[kind]
+    texts = [*TEXTS, "a boat " * 31, "</s> [SEP] a " * 40, "boat <|endoftext|> cat " * 40, ""]
+    read = [text.lower() if isinstance(own, Lowercased) else text for text in texts]
+    whole = [len(own.tokenizer(text)["input_ids"]) for text in read]
+    made = encoder.encode("text", texts).tokens_cut
+    assert made.dtype == np.int64
+    assert made.tolist() == [max(0, length - own.longest) for length in whole]
+    assert 0 < np.count_nonzero(made) < len(made)
+    assert encoder.encode("image", [preprocess(encoder, PICTURES[0])]).tokens_cut is None
 
 
 sides = st.integers(1, 90)
@@ -128,10 +91,46 @@ def test_resize_and_crop_equal_the_processor_bit_by_bit(width, height, side, mor
         do_normalize=False,
     )
     picture = noise(width, height, width * height)
-    made = SquareProcessing.of(processor, SimpleNamespace(image_size=side), "hf:x").preprocess(
-        picture
-    )
+    ours = SquareProcessing.of(processor, SimpleNamespace(image_size=side), "hf:x")
+    with by_pillow():
+        made = ours.preprocess(picture)
     np.testing.assert_array_equal(made, processor(picture)["pixel_values"][0])
+    assert np.abs(ours.preprocess(picture).astype(int) - made).max() <= 2
+
+
+@settings(max_examples=40)
+@given(
+    side=st.integers(8, 40),
+    more=st.integers(-3, 9),
+    steps=st.fixed_dictionaries(
+        dict.fromkeys(
+            ("do_center_crop", "do_rescale", "do_normalize", "rescale_offset", "include_top"),
+            st.booleans(),
+        )
+    ),
+)
+def test_the_steps_of_efficientnets_processor_are_its_own(side, more, steps):
+    processor = transformers.EfficientNetImageProcessorPil(
+        size={"height": side + more, "width": side + more},
+        crop_size={"height": side, "width": side},
+        **steps,
+    )
+    try:
+        made = square_processing(processor, None, "hf:x")
+    except EncoderError as error:  # which adds a margin
+        assert (
+            more < 0 and steps["do_center_crop"] and "an image processor that resizes" in str(error)
+        )
+        return
+    pixels = made.preprocess(PICTURES[0])
+    found = made.inputs([pixels], torch.device("cpu"), torch.float32)["pixel_values"]
+    wanted = processor(PICTURES[0], return_tensors="pt")["pixel_values"]
+    assert found.shape == wanted.shape
+    rule = made.describe()
+    of_255 = (found - wanted).abs().numpy() * np.array(rule["std"])[:, None, None] / rule["rescale"]
+    assert of_255.mean() <= 0.05
+    edge = made.covered(70, 50)[0] * (side + more)
+    assert edge == ((more // 2) if steps["do_center_crop"] else 0)
 
 
 def test_a_long_strip_costs_no_more_than_its_middle(encoders):
@@ -148,7 +147,8 @@ def test_a_long_strip_costs_no_more_than_its_middle(encoders):
 
 
 def test_siglip_texts_are_padded_to_the_full_length(folders, encoders):
-    model, tokenizer, _ = own(folders["siglip"])
+    own = OWN["siglip"](folders["siglip"])
+    model, tokenizer = own.model, own.tokenizer
     texts = ["a red boat", "two people standing in the street"]
     made = encode_texts(encoders["siglip"], texts)
     with torch.inference_mode():
@@ -161,7 +161,7 @@ def test_siglip_texts_are_padded_to_the_full_length(folders, encoders):
 
 
 def test_siglip2_of_fixed_resolution_reads_lowercase(folders, encoders):
-    _, tokenizer, _ = own(folders["siglip2"])
+    tokenizer = OWN["siglip2"](folders["siglip2"]).tokenizer
     assert tokenizer("BOAT").input_ids != tokenizer("boat").input_ids  # its own does not
     assert encoders["siglip2"].preprocessing["text"]["lowercase"]
     upper, lower = encode_texts(encoders["siglip2"], ["A Red BOAT", "a red boat"])
@@ -189,6 +189,10 @@ def test_siglips_sentencepiece_tokenizer_is_taken_as_it_is(folders, tmp_path):
     edit_json(folder / "tokenizer_config.json", tokenizer_class="SiglipTokenizer", backend=None)
     encoder = load_encoder(f"hf:{folder}", FLOAT32)
     assert encoder.preprocessing["text"]["tokenizer"] == "SiglipTokenizer"
+    # It keeps nothing of what it cuts, and ends a text by the token that it pads with.
+    texts = ["a " * 5, "a " * 31, "aa " + "a " * 30, "a " * 32, "a " * 75]  # 63, 64, 65 tokens
+    assert encoder.encode("text", texts).tokens_cut.tolist() == [0, 0, 0, 1, 87]
+    assert encoder.encode("text", texts[:2]).tokens_cut.tolist() == [0, 0]
     loud, plain, other = encode_texts(encoder, ["A red BOAT!", "a red boat", "under the moon"])
     np.testing.assert_array_equal(loud, plain)  # it lowercases and takes punctuation away
     assert np.abs(plain - other).max() > 1e-3

@@ -13,7 +13,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from random_models import clip_folder, naflex_folder, siglip_folder
+from random_families import ENCODERS
 from torch import nn
 from torch.nn import functional
 
@@ -45,6 +45,7 @@ from chiasm.pipeline.model.pooling import Pool
 from chiasm.pipeline.model.preprocess import covered, to_pixels
 from chiasm.pipeline.model.tokenizer import normalise
 from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.resizing import by_pillow
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.world import Scene, Thing
 from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
@@ -52,16 +53,8 @@ from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 CPU = EncoderSettings(device="cpu", precision="float32")
 WIDTH, HEADS = 12, 3
-TOWER = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-}  # fmt: skip
-EIGHT = {"patch_size": 8}
-MAKERS = {
-    "clip": lambda at: clip_folder(at, side=32, short=36, width=24, tower=TOWER, vision=EIGHT),
-    "siglip": lambda at: siglip_folder(at, side=32, tower=TOWER, vision=EIGHT),
-    "siglip2": lambda at: siglip_folder(at, side=32, tower=TOWER, vision=EIGHT, gemma=True),
-    "naflex": lambda at: naflex_folder(at, patch=8, patches=16, tower=TOWER),
-}
+REFUSED = ("align", "blip-itm", "dual-encoder", "flava", "groupvit")
+MAKERS = {kind: make for kind, make in ENCODERS.items() if kind not in REFUSED}
 SCENE = Scene(
     (
         Thing("boat", "red", "big", "plain", "bottom left"),
@@ -358,17 +351,46 @@ def test_clip_and_siglip_explain_pairs_one_by_one_as_together(folders, kind):
                 [word.relevance for word in alone.words],
                 atol=1e-5,
             )
-            assert why.patches.shape == ((3, 5), (5, 3))[number] if kind == "naflex" else (4, 4)
+            grids = {"naflex": ((3, 5), (5, 3)), "clipseg": ((6, 6), (6, 6))}
+            assert why.patches.shape == grids.get(kind, ((4, 4), (4, 4)))[number]
             assert why.patches.min() >= 0 and why.read == len(TEXTS[number])
             text = "".join(word.text for word in why.words)
             assert text == TEXTS[number].replace(" ", "")
-    (cut,) = encoder.explain(PICTURES[:1], ["a red boat under a star " * 30])
+    (cut,) = encoder.explain(PICTURES[:1], ["a red boat under a star " * 30], method)
     assert 0 < cut.read < 24 * 30
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_families_without_such_maps_are_refused_in_one_line(tmp_path, kind):
+    with pytest.raises(UsageError, match="expected one that explains its scores, found one") as e:
+        require_explainer(load_encoder(f"hf:{ENCODERS[kind](tmp_path)}", CPU))
+    assert "\n" not in str(e.value)
+
+
+def test_words_of_chinese_clip_by_legrad_are_the_gradients_of_its_own_attention(folders):
+    encoder = require_explainer(load_encoder(f"hf:{folders['chinese-clip']}", CPU))
+    (why,) = encoder.explain(PICTURES[:1], ["红色 boat"], "legrad")
+    own = transformers.ChineseCLIPModel.from_pretrained(
+        folders["chinese-clip"], attn_implementation="eager"
+    )
+    tokens = transformers.AutoTokenizer.from_pretrained(folders["chinese-clip"])
+    made = own.text_model(**tokens("红色 boat", return_tensors="pt"), output_attentions=True)
+    text = functional.normalize(own.text_projection(made.last_hidden_state[:, 0]), dim=-1)
+    item = encoder.preprocess("image", PICTURES[0])
+    image = torch.from_numpy(encoder.encode("image", [item]).vectors)
+    slopes = torch.autograd.grad((image * text).sum(), made.attentions)
+    inner = slice(1, 4)  # two signs and a word, between [CLS] and [SEP]
+    wanted = sum(slope.clamp(min=0).mean(1).sum(1)[0, inner] / 3 for slope in slopes)
+    found = [word.relevance for word in why.words]
+    assert [word.text for word in why.words] == ["红", "色", "boat"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert min(found) > 1e-4
 
 
 def test_clip_by_legrad_is_the_gradient_of_its_own_attention_matrices(folders):
     encoder = require_explainer(load_encoder(f"hf:{folders['clip']}", CPU))
-    (why,) = encoder.explain(PICTURES[:1], ["a red boat"], "legrad")
+    with by_pillow():
+        (why,) = encoder.explain(PICTURES[:1], ["a red boat"], "legrad")
     own = transformers.CLIPModel.from_pretrained(folders["clip"], attn_implementation="eager")
     pixels = torch.from_numpy(encoder.preprocess("image", PICTURES[0]))[None]
     inputs = transformers.CLIPImageProcessorPil.from_pretrained(folders["clip"])(

@@ -375,4 +375,4 @@ def test_a_query_without_a_text_is_refused(answer):
 def test_hits_are_explained_on_a_sheet_only():
     output = Output(False, None, None, True, False, None, None)
     with pytest.raises(UsageError, match="--explain-hits: expected --sheet FILE"):
-        check_output(output, "photos.chiasm", [])
+        check_output(output, "photos.chiasm", {})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_shard
 from conftest import samples as kept_samples
-from fake_encoder import FakeEncoder
+from fake_encoder import FakeEncoder, FakeMatcher
 from recorded_disk import Tree
 from shard_scores import Judge, filter_by_judge, score_shard
 from tars import json_of, read_tar, write_tar
@@ -27,6 +27,7 @@ from chiasm.pipeline.caption_filter import (
     Scored,
     read_scores,
     require_some_left,
+    store_scores,
     write_filtered,
 )
 from chiasm.pipeline.collection import runs
@@ -211,6 +212,24 @@ def test_a_cross_encoder_for_pictures_filters(tmp_path):
         assert scored.logits == (pytest.approx(expected[scored.key], abs=2e-4),)
     (written,) = (tmp_path / "to").glob("*.tar")
     assert set(read_tar(written)) == {key for key, score in expected.items() if score > threshold}
+
+
+def test_the_precision_of_scores_is_recorded_and_makes_none_of_them_anew(tmp_path):
+    make_shard(tmp_path / "s.tar", 4)
+    (shard,) = list_shards([str(tmp_path / "s.tar")])
+    folder, read = Folder(str(tmp_path / "to")), ReadSettings()
+    path = tmp_path / "to" / f"{shard.id}.scores.jsonl"
+    first = FakeMatcher("matcher", "bfloat16")
+    assert store_scores(shard, first, read, folder, "run")
+    written = path.read_bytes()
+    head = json.loads(written.partition(b"\n")[0])
+    assert head["precision"] == "bfloat16" and head["format"] == "scores 2"
+    assert not store_scores(shard, FakeMatcher("matcher"), read, folder, "run")
+    # Of before precision was recorded.
+    del head["precision"]
+    path.write_bytes(json.dumps(head).encode() + written[written.index(b"\n") :])
+    assert not store_scores(shard, first, read, folder, "run")
+    assert store_scores(shard, FakeMatcher("other"), read, folder, "run")
 
 
 class OnlyMatches:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
 import pytest
 import tiny_towers
 import torch
+import transformers
 from PIL import Image
 from random_models import clip_folder
 
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.pretrained.hub import capture_warnings
 from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
 
 CPU = EncoderSettings(device="cpu", precision="float32")
@@ -26,6 +29,43 @@ def test_what_pads_on_the_left_is_read_as_what_pads_on_the_right(towers):
     assert torch.equal(ours.mask, theirs.mask) and ours.mask[0].sum() < ours.mask[1].sum()
     assert ours.ids == theirs.ids
     assert theirs.tokens.shape == ours.tokens.shape
+
+
+def test_tokens_that_are_cut_and_those_that_no_fusion_attends_to_are_counted(towers):
+    """A tower of 32 positions, two of them for special tokens; a fusion attends to 24 tokens."""
+    made = TextTower(str(towers[1]), CPU)(["red " * words for words in (1, 22, 23, 30, 31, 50)])
+    assert made.cut.tolist() == [0, 0, 0, 0, 1, 20]
+    assert made.unattended.tolist() == [0, 0, 1, 8, 8, 8]
+    assert made.tokens.shape[1] == 24
+
+
+def test_a_tower_that_does_not_mask_its_padding_is_refused(tmp_path):
+    """A tokenizer that makes no mask, as some checkpoints have it: padding is read and pooled."""
+    folder = tiny_towers.text_folder(tmp_path)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"model_input_names": ["input_ids"]}
+    path.write_text(json.dumps(config))
+    with pytest.raises(EncoderError, match="alone and beside a longer one; take another model"):
+        TextTower(str(folder), CPU)
+
+
+@pytest.mark.parametrize("kind", ["BertModel", "BertForPreTraining"])
+def test_a_model_with_fewer_layers_than_its_weights_is_refused(tmp_path, kind):
+    """Heads for another task may be there, under a prefix of that task's too."""
+    config = transformers.BertConfig(
+        vocab_size=5, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=32,
+    )  # fmt: skip
+    with capture_warnings():
+        getattr(transformers, kind)(config).save_pretrained(tmp_path)
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    tokenizer.save_pretrained(tmp_path)
+    assert TextTower(str(tmp_path), CPU).width == 32
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 1}))
+    with pytest.raises(EncoderError, match=r"does not take: \S*encoder\.layer\.1\."):
+        TextTower(str(tmp_path), CPU)
 
 
 def test_a_closer_look_is_of_the_mirror_image_and_the_middle_too(towers):

@@ -19,6 +19,7 @@ from chiasm.pipeline.images import REASONS, DecodeSettings, decode
 from chiasm.pipeline.images.decode import MAX_ASPECT
 
 FULL = DecodeSettings()
+SCALED = DecodeSettings(scaled=True)
 
 
 def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -93,7 +94,7 @@ def test_pictures_are_turned_upright(photo, form, orientation, target):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(photo, form, exif=exif, **({"quality": 100} if form != "PNG" else {}))
-    picture = decode(data, FULL, target)
+    picture = decode(data, SCALED, target)
     with Image.open(io.BytesIO(data)) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
     assert (picture.width, picture.height) == upright.size
@@ -275,10 +276,10 @@ def test_scaled_decoding_keeps_twice_the_side_that_is_needed():
     photo = Image.effect_mandelbrot((1600, 1200), (-2, -1.5, 1, 1.5), 60).convert("RGB")
     data = encode(photo, "JPEG", quality=90)
     for target, size in ((64, (200, 150)), (75, (200, 150)), (76, (400, 300)), (150, (400, 300))):
-        picture = decode(data, FULL, target)
+        picture = decode(data, SCALED, target)
         assert picture.image.size == size and min(size) >= 2 * target
         assert (picture.width, picture.height) == (1600, 1200)
-    for decode_settings, target in ((FULL, 301), (FULL, None), (DecodeSettings(scaled=False), 64)):
+    for decode_settings, target in ((SCALED, 301), (SCALED, None), (FULL, 64)):
         assert decode(data, decode_settings, target).image.size == (1600, 1200)
 
 
@@ -291,8 +292,8 @@ def test_scaled_decoding_changes_less_than_another_filter_would():
     def seen(image, resample):
         return np.asarray(image.resize((100, 75), resample), np.float32)
 
-    whole = decode(data, DecodeSettings(scaled=False), 75).image
-    scaled = decode(data, FULL, 75).image
+    whole = decode(data, FULL, 75).image
+    scaled = decode(data, SCALED, 75).image
     reference = seen(whole, Image.Resampling.BICUBIC)
     by_scaling = np.abs(seen(scaled, Image.Resampling.BICUBIC) - reference).mean()
     by_filter = np.abs(seen(whole, Image.Resampling.LANCZOS) - reference).mean()

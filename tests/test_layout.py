@@ -43,23 +43,28 @@ LAZY_IMPORTS = {
 }
 # What a room of `pipeline/` may import, beside what everybody may.
 EVERYBODY = {"errors", "records", "stored_records", "timing", "metrics"}
-READS = {"collection", "encoders", "images", "shards", "storage"}
+READS = {"collection", "encoders", "images", "shards", "sounds", "storage"}
 WRITES = READS | {"batches", "editions", "embed", "encode_batch", "worklist"}
-TRAINS = READS | {"batches", "pretrained", "model", "two_tower", "scenes", "training"}
+TRAINS = READS | {"batches", "lanes", "pretrained", "model", "two_tower", "scenes", "training"}
 NOTHING: set[str] = set()
 ARROWS = {
-    **dict.fromkeys((*EVERYBODY, "known_formats", "scenes", "storage"), NOTHING),
-    "images": {"known_formats"},
+    **dict.fromkeys(
+        (*EVERYBODY, "known_formats", "scenes", "storage", "arrays", "resizing"), NOTHING
+    ),
+    "images": {"known_formats", "resizing"},
+    "sounds": {"known_formats"},
     "shards": {"storage", "known_formats"},
-    **{each: {"storage"} for each in ("pretrained", "model")},
-    "two_tower": {"model", "pretrained", "storage"},
+    **{each: {"storage", "resizing"} for each in ("pretrained", "model")},
+    "two_tower": {"model", "pretrained", "storage", "resizing"},
     "encoders": {"two_tower", "model", "pretrained", "storage"},
     "collection": {"storage", "encoders", "pretrained"},
-    "batches": {"collection", "encoders", "images", "shards"},
-    "editions": {"batches", "collection", "images", "shards"},
+    "in_order": NOTHING,
+    "batches": {"collection", "encoders", "images", "in_order", "resizing", "shards", "sounds"},
+    "lanes": {"batches", "collection", "encoders", "images", "in_order", "sounds"},
+    "editions": {"batches", "collection", "images", "shards", "sounds"},
     "encode_batch": {"collection", "encoders"},
-    "embed": READS | {"batches", "editions", "encode_batch"},
-    "caption_filter": READS | {"batches", "editions"},
+    "embed": READS | {"editions", "encode_batch", "lanes"},
+    "caption_filter": READS | {"batches", "editions", "lanes"},
     "answers": READS | {"batches"},
     "totals": {"collection"},
     "tasks": {"collection", "editions", "storage"},
@@ -108,7 +113,10 @@ JOBS_ARROWS = {
 # Rooms whose `__init__` says what others may import. In model, two_tower, scenes and training the
 # public modules are the face.
 FACES = {
-    *(f"pipeline/{name}" for name in ("storage", "shards", "images", "collection", "encoders")),
+    *(
+        f"pipeline/{name}"
+        for name in ("storage", "shards", "images", "sounds", "collection", "encoders")
+    ),
     *(
         "pipeline/answers",
         "pipeline/verify",

@@ -219,7 +219,7 @@ FIELDS = {
         ({"source": {"url": 3}}, "found source.url: "),
         ({"rows": "many"}, "found rows: "),
         ({"edition": ...}, "found edition: Field required"),
-        ({"schema": 3}, "schema version 3, of which this chiasm reads 2"),
+        ({"schema": 4}, "schema version 4, of which this chiasm reads 3"),
         ({"schema": "x"}, "found schema version 'x'"),
     ],
     ids=lambda value: str(value)[:30],

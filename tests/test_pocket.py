@@ -80,6 +80,16 @@ def test_case_spaces_and_the_full_stop_do_not_matter(pocket):
     np.testing.assert_allclose(plain, other, atol=1e-6)
 
 
+def test_tokens_past_the_context_are_counted(pocket):
+    texts = ["a red boat", "a red boat " * 80, "一艘红色的船" * 40]
+    room = pocket.network.config.text.context - 2
+    read = [pocket.tokenizer.encode(pocket.tokenizer.normalise(text)) for text in texts]
+    wanted = [max(0, len(ids) - room) for ids in read]
+    assert wanted[0] == 0 < min(wanted[1:])
+    assert pocket.encode("text", texts).tokens_cut.tolist() == wanted
+    assert pocket.encode_queries("text", texts).tokens_cut.tolist() == wanted
+
+
 def test_photographs_of_any_form_are_taken(pocket):
     for size in ((640, 427), (427, 640), (16, 16)):
         pixels = preprocess(pocket, Image.new("RGB", size))

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from fake_encoder import FakeEncoder, FakeMatcher
 
-from chiasm.pipeline.encoders import ENCODERS, Encoded, Input, load_encoder, load_matcher
+from chiasm.pipeline.encoders import (
+    ENCODERS,
+    Encoded,
+    Input,
+    load_encoder,
+    load_matcher,
+    unit,
+)
 from chiasm.pipeline.encoders.probe import TEXTS
 from chiasm.pipeline.errors import EncoderError, Undecodable, UsageError
 
@@ -165,3 +172,39 @@ def test_a_model_that_takes_texts_one_by_one_alone_is_at_fault(monkeypatch):
     assert line.endswith(
         'name its padding token as "pad_token" in the model\'s tokenizer_config.json'
     )
+
+
+class Padded(FakeEncoder):
+    """A model that does not mask its padding: vectors depend on the longest item beside them."""
+
+    def __init__(self, modality, moved, precision="float32"):
+        super().__init__(precision=precision)
+        self.modality, self.moved = modality, moved
+
+    def encode(self, modality, items):
+        made = super().encode(modality, items)
+        if modality != self.modality or len(items) == 1:
+            return made
+        return Encoded(unit(made.vectors + self.moved * np.eye(1, made.vectors.shape[1])))
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+@pytest.mark.parametrize(("precision", "moved"), [("float32", 0.01), ("bfloat16", 0.5)])
+def test_vectors_that_depend_on_their_neighbours_are_refused(
+    monkeypatch, modality, precision, moved
+):
+    line = line_of(monkeypatch, Padded(modality, moved, precision))
+    assert line.startswith("encoder fake: expected vectors that depend on their item alone, found ")
+    assert f"between those of the same {modality}, alone and beside another; take another" in line
+    rounded = Padded(modality, moved / 50, precision)
+    monkeypatch.setitem(ENCODERS, "theirs", lambda model, settings: rounded)
+    assert load_encoder("theirs") is rounded
+
+
+def test_texts_are_tried_as_queries_too(monkeypatch):
+    class NoQueries(FakeEncoder):
+        def encode_queries(self, modality, items):
+            raise ValueError("no such route")
+
+    line = line_of(monkeypatch, NoQueries())
+    assert line == f"{TRIAL}text as a query: ValueError: no such route{ADVICE}"

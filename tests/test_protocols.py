@@ -125,11 +125,15 @@ def test_an_installed_encoder_reaches_ray_workers_and_a_later_search(installed, 
     run("index", "build", tmp_path / "c")
     found = run("search", tmp_path / "c", "mostly three", "--column", "array", "-k", "2")
     assert "00002" in found and "00005" in found
+    np.save(tmp_path / "query.npy", AXES[1])
+    found = run("search", tmp_path / "c", "--member", f"array={tmp_path / 'query.npy'}", "-k", "2")
+    assert "00001" in found and "00006" in found  # of the arrays, without --column
+    assert "no findings" in run("check", tmp_path / "c", "--reencode", "5")
 
 
 def test_a_modality_of_its_own_adds_its_columns_under_schema_2(tmp_path):
     shard, entry, file = embed_arrays(tmp_path, [AXES[0], AXES[1], None, b"no array", AXES[3]])
-    assert [(drop.key, drop.reason) for drop in entry.dropped] == [("00003", "corrupt")]
+    assert [(drop.key, drop.reason) for drop in entry.dropped] == [("00003", "not_an_array")]
     assert [(note.key, note.reason, note.detail) for note in entry.notes] == [
         ("00002", "no_member", "array")
     ]

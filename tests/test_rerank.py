@@ -25,7 +25,7 @@ from chiasm.jobs.cli.search import format_answer
 from chiasm.pipeline.collection import Identity, create_or_check
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
-from chiasm.pipeline.encoders import ENCODERS, load_matcher
+from chiasm.pipeline.encoders import ENCODERS, cross_encoder, load_matcher
 from chiasm.pipeline.errors import EncoderError, SourceError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -63,6 +63,7 @@ def pixels_of(result, encoder):
         ("match:20", RerankStage("match", 20)),
         ("st:Qwen/Qwen3-VL-Reranker-2B:20", RerankStage("st", 20, "Qwen/Qwen3-VL-Reranker-2B")),
         ("st:/models/a:b:5", RerankStage("st", 5, "/models/a:b")),
+        ("hf:/models/a:b:5", RerankStage("hf", 5, "/models/a:b")),
     ],
 )
 def test_a_stage_is_parsed_from_its_own_text(text, stage):
@@ -71,7 +72,8 @@ def test_a_stage_is_parsed_from_its_own_text(text, stage):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "match", "match:", "match:x", "match:0", "match:-1", "st:5", "match:a:5", "no:5"]
+    "text",
+    ["", "match", "match:", "match:x", "match:0", "match:-1", "st:5", "hf:5", "match:a:5", "no:5"],
 )
 def test_other_stages_are_refused_in_one_line(text):
     with pytest.raises(UsageError, match=r"^rerank ") as error:
@@ -304,6 +306,28 @@ def test_pairs_of_a_picture_share_one_copy_of_it(reranker, monkeypatch):
     singly = [matcher.match(("image", pixels), ("text", texts), pair[None])[0] for pair in pairs]
     np.testing.assert_allclose(scores, singly, atol=1e-5)
     np.testing.assert_array_equal(scores, turned)
+
+
+@pytest.mark.parametrize("fit", [1, 2, 5, 6])
+def test_so_many_pairs_are_scored_at_once_as_fit(reranker, monkeypatch, fit):
+    matcher = load_matcher(f"st:{reranker}", FLOAT32)
+    pixels = [np.full((8, 8 + n, 3), 40 * n, np.uint8) for n in range(3)]
+    texts = ["caption", "another one"]
+    pairs = np.array([(i, j) for i in range(3) for j in range(2)])
+    whole = matcher.match(("image", pixels), ("text", texts), pairs)
+    sizes, predict = [], CrossEncoder.predict
+
+    def recorded(self, inputs, **options):
+        sizes.append(len(inputs))
+        assert options["batch_size"] == len(inputs)
+        return predict(self, inputs, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossEncoder, "predict", recorded)
+        patch.setattr(cross_encoder, "BATCH_BYTES", fit * matcher.cost("image", pixels[-1]))
+        scores = matcher.match(("image", pixels), ("text", texts), pairs)
+    assert max(sizes) == fit and sum(sizes) == len(pairs)
+    np.testing.assert_allclose(scores, whole, atol=1e-5)
 
 
 def test_a_cross_encoder_that_lacks_weights_is_refused(reranker, tmp_path):

@@ -217,6 +217,21 @@ def test_the_folder_opens_as_an_encoder_with_the_vectors_of_the_one_below(frozen
     )
 
 
+def test_the_encoder_below_may_be_one_whose_rows_were_made_in_an_earlier_way(frozen, monkeypatch):
+    folder, _, _ = frozen
+    before = load_encoder(f"joint:{folder}", CPU)
+    assert before.earlier_fingerprints == {}
+    below = Halves()
+    below.fingerprint = "n" * 32
+    monkeypatch.setitem(ENCODERS, "halves", lambda model, settings: below)
+    with pytest.raises(EncoderError, match="found another one of that name"):
+        load_encoder(f"joint:{folder}", CPU)
+    below.earlier_fingerprints = {Halves.fingerprint: "prompts"}
+    now = load_encoder(f"joint:{folder}", CPU)
+    assert now.fingerprint != before.fingerprint
+    assert now.earlier_fingerprints == {before.fingerprint: "prompts"}
+
+
 def test_a_folder_of_another_kind_is_refused_with_the_name_that_opens_it(frozen, own):
     for wrong, right in ((f"pocket:{frozen[0]}", "joint"), (f"joint:{own[0]}", "pocket")):
         folder = wrong.partition(":")[2]

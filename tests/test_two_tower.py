@@ -148,6 +148,10 @@ def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, coloured, tmp_path
     train_two_tower(settings_for(towers), list_shards([str(coloured)], None), fused, lambda _: None)
     encoder = load_encoder(f"two-tower:{fused}", CPU)
     assert encoder.preprocessing["joint"] == "learned fusion"
+    words = [f"red {'and ' * more}blue" for more in (0, 20, 21, 40)]  # and two special tokens
+    assert encoder.encode("text", words).tokens_cut.tolist() == [0, 0, 1, 20]
+    alone = load_encoder(f"two-tower:{folder}", CPU)  # whose joint vector is a mean of whole texts
+    assert alone.encode("text", words).tokens_cut.tolist() == [0, 0, 0, 12]
     rng = random.Random(7)
     pixels = [preprocess(encoder, tiny_towers.picture("red", c, rng)) for c in ("blue", "pink")]
     texts = ["red and blue", "a picture of red beside pink"]

@@ -402,7 +402,7 @@ def test_a_training_heeds_decode_and_batch_settings(loaded, tmp_path):
         return compute(shards, *loaded, tmp_path / "f", settings, lambda _: None).paths
 
     assert (
-        paths() == paths(batch=BatchSettings(size=1)) != paths(decode=DecodeSettings(scaled=False))
+        paths() == paths(batch=BatchSettings(size=1)) != paths(decode=DecodeSettings(scaled=True))
     )
     with pytest.raises(UsageError, match="found none in all of them"):
         paths(decode=DecodeSettings(max_member_bytes=1))

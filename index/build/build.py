@@ -22,7 +22,8 @@ from typing import Any
 from chiasm.index.build.calibrations import store_calibrations
 from chiasm.index.build.columns import TunedColumns
 from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_counts
-from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
+from chiasm.index.build.fill import Filled, SegmentTask, fill_segment, groups
+from chiasm.index.build.propose import fitted_proposals, token_bytes, token_widths
 from chiasm.index.build.report import Report
 from chiasm.index.build.resume import COMMAND, Earlier, recipe_of
 from chiasm.index.build.sampled_rows import all_replaced
@@ -61,7 +62,8 @@ class BuildSummary:
     """What a build made. `generation`: the number now live. `columns`: the plan of each column's
     index, `vectors`: how many it holds. `meta`: fields of the json whose types were widened.
     `seconds`: by stage. `reports`: what was measured, by column that was tuned. `unmeasured`: those
-    columns whose rows are scored by 8-bit vectors, of which nobody measured what they lose."""
+    columns whose rows are scored by 8-bit vectors, of which nobody measured what they lose.
+    token_bytes: by column with tokens, those of a row that has some, in the mean."""
 
     generation: int
     rows: int
@@ -73,6 +75,7 @@ class BuildSummary:
     seconds: dict[str, float]
     reports: dict[str, Report] = field(default_factory=dict)
     unmeasured: list[str] = field(default_factory=list)
+    token_bytes: dict[str, float] = field(default_factory=dict)
 
 
 def build_index(
@@ -155,6 +158,7 @@ class Build:
         self.vectors: Counter[str] = Counter()
         self.rows_written = self._reported = 0
         self.numbered = 0  # segments that have got a number
+        self.token_bytes: dict[str, float] = {}
         self._require_rows()
 
     def _require_rows(self) -> None:
@@ -204,12 +208,16 @@ class Build:
                     self.folder.write_whole(name, tuned.tried.to_json(), self.run.id)
                 self.store(column, tuned.trained.to_bytes())
             self.progress(f"tune {column}", rows, rows)
+        queries, encoder = self.settings.queries, lambda: self.columns.encoder
+        for column, content in fitted_proposals(self.covered, plans, queries, encoder):
+            self.store(column, content)
         return plans
 
     def fit(self, manifest: Manifest, seconds: dict[str, float]) -> Manifest:
         """The manifest with the lists that a query scans; reports are stored."""
         self.progress("measure", 0, manifest.rows)
         self.columns.fit(manifest, seconds)
+        self.token_bytes = token_bytes(self.folder, manifest)
         reports: dict[str, SharedFile] = {}
         for column, report in self.reports.items():
             name, content = report_file(self.run.id, column), report.to_json()
@@ -240,6 +248,7 @@ class Build:
             meta=manifest.meta,
             seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
             reports=self.reports,
+            token_bytes=self.token_bytes,
             unmeasured=[
                 column
                 for column, plan in manifest.columns.items()
@@ -310,6 +319,7 @@ class Build:
                 shared=self.shared,
                 dim=self.identity.dim,
                 batch_bytes=self.settings.batch_bytes,
+                tokens=token_widths(self.identity, plans),
             )
             for number, group in enumerate(
                 groups(files, self.settings.rows_of_segment(plans)), first
@@ -328,20 +338,6 @@ class Build:
             segments=tuple(segments),
             meta=self.schema.report(),
         )
-
-
-def groups(files: Iterable[EmbeddingFile], most: int) -> Iterator[list[EmbeddingFile]]:
-    """Whole shards, in order, for one segment each of `most` rows, or of one shard."""
-    group: list[EmbeddingFile] = []
-    rows = 0
-    for file in files:
-        if rows and file.rows and rows + file.rows > most:
-            yield group
-            group, rows = [], 0
-        group.append(file)
-        rows += file.rows
-    if group:
-        yield group
 
 
 def fill_here(tasks: Sequence[SegmentTask], filling: Callable[[int], None]) -> Iterator[Filled]:

@@ -38,6 +38,8 @@ def store_calibrations(
     index = _Unpublished(collection, generation, encoder)
     stored: dict[str, StoredCalibration] = {}
     for column in manifest.columns:
+        if column in collection.identity.tokens:
+            continue  # ranked by MaxSim, of which no p-value is told
         try:
             calibration = calibrate_index(index, column)
         except TooFewCaptions as error:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from chiasm.index.build.build import Progress
+from chiasm.index.build.propose import token_widths
 from chiasm.index.build.stored_columns import StoredColumns
 from chiasm.index.plan import IndexSettings
 from chiasm.index.segments import (
@@ -144,6 +145,7 @@ class Compaction:
         types = {str(one.field("meta").type) for one in catalogs}
         schema = _common_schema(group) if len(types) > 1 else None
         trained = {column: base.trained(column) for column in base.manifest.columns}
+        widths = token_widths(self.identity, base.manifest.columns)
         number, self.next = self.next, self.next + 1
         with SegmentWriter(
             self.folder,
@@ -157,6 +159,7 @@ class Compaction:
             dim=base.manifest.dim,
             batch_bytes=self.settings.batch_bytes,
             capacity=sum(source.shard.rows for source in group),
+            tokens={column: (width, None) for column, width in widths.items()},
         ) as writer:
             stored = None
             for shard, source in enumerate(group):
@@ -165,7 +168,8 @@ class Compaction:
                     stored = StoredColumns(source.segment.unopened(), trained)
                 for part, rows in _parts(replace(source, segment=stored.segment)):
                     columns = {name: stored.copied(name, part) for name in trained}
-                    writer.copy(shard, _as_copied(rows, copied, schema), columns)
+                    tokens = {name: stored.tokens(name, one, part) for name, one in widths.items()}
+                    writer.copy(shard, _as_copied(rows, copied, schema), columns, tokens)
             record, checksum = writer.commit()
         return SegmentEntry(record.id, record.rows, checksum)
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import pyarrow as pa
 
 from chiasm.index.build.covered import READ_BYTES, ReadFiles, ShardReplaced
 from chiasm.index.build.memory import release_free
+from chiasm.index.build.propose import stored_proposals
 from chiasm.index.plan import Plan
 from chiasm.index.segments import (
     IndexedShard,
@@ -29,7 +30,7 @@ from chiasm.index.segments import (
     Trained,
     read_shared,
 )
-from chiasm.pipeline.collection import EmbeddingFile, Footer
+from chiasm.pipeline.collection import EmbeddingFile, Footer, token_column
 from chiasm.pipeline.storage import Folder, display_name
 
 LOG = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ READS_AHEAD = 3  # at 60 ms a request and some 10 MB a read, the writer hardly w
 @dataclass(frozen=True)
 class SegmentTask:
     """One segment to fill; plain data. url: of the collection. shards, footers: of the files, in
-    order. plans, shared: of each column its index, and the file of what its segments share."""
+    order. plans, shared: of each column its index, and the file of what its segments share. tokens:
+    the width of a token's vector, of columns that have tokens."""
 
     url: str
     segment_id: str
@@ -53,6 +55,7 @@ class SegmentTask:
     shared: Mapping[str, SharedFile]
     dim: int
     batch_bytes: int
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -74,6 +77,20 @@ class Filled:
     entry: SegmentEntry | None
     vectors: dict[str, int]
     replaced: tuple[str, ...] = ()
+
+
+def groups(files: Iterable[EmbeddingFile], most: int) -> Iterator[list[EmbeddingFile]]:
+    """Whole shards, in order, for one segment each of `most` rows, or of one shard."""
+    group: list[EmbeddingFile] = []
+    rows = 0
+    for file in files:
+        if rows and file.rows and rows + file.rows > most:
+            yield group
+            group, rows = [], 0
+        group.append(file)
+        rows += file.rows
+    if group:
+        yield group
 
 
 def fill_segment(
@@ -110,8 +127,12 @@ def _fill(task: SegmentTask, folder: Folder, progress: Callable[[int], None]) ->
         dim=task.dim,
         batch_bytes=task.batch_bytes,
         capacity=task.rows,
+        tokens={
+            column: (width, stored_proposals(folder, task.shared, column, task.dim))
+            for column, width in task.tokens.items()
+        },
     ) as segment:
-        columns = [*task.copied, "json", *task.plans]
+        columns = [*task.copied, "json", *task.plans, *map(token_column, task.tokens)]
         for number, first, rows in read_ahead(files, folder, task.footers, columns):
             segment.add(number, first, rows)
             release_free()

@@ -11,10 +11,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from chiasm.index.segments import (
+    CopiedTokens,
     CopiedVectors,
+    Float16Vectors,
     ParquetVectors,
     Segment,
     Trained,
+    fetch,
+    proposal_column,
     rows_of_shards,
 )
 
@@ -47,3 +51,11 @@ class StoredColumns:
             return CopiedVectors(has, stored, digests)
         lists, codes = coded
         return CopiedVectors(has, stored, digests, lists[rows[has]], codes[rows[has]])
+
+    def tokens(self, column: str, width: int, rows: np.ndarray) -> CopiedTokens:
+        """Of the same rows their tokens, of that width, and what proposes them."""
+        stored, proposed = self.segment.tokens(column, width), proposal_column(column)
+        fetch([*stored.wanted(rows), *self.segment.wanted_vectors(proposed, rows)])
+        vectors = self.segment.vectors(proposed)
+        assert isinstance(vectors, Float16Vectors)
+        return CopiedTokens(stored.take(rows), vectors.stored[rows])

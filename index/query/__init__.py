@@ -9,6 +9,7 @@ from chiasm.index.query.encode import (
     decoded_picture,
     encode_each,
     encode_queries,
+    encode_with_tokens,
     explain_picture,
     pixels_of,
     query_refused,
@@ -18,9 +19,15 @@ from chiasm.index.query.filter_rows import Filter
 from chiasm.index.query.filtered import explain_search, search_filtered, search_lists
 from chiasm.index.query.filters import compile_filter, filter_for
 from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
+from chiasm.index.query.late_interaction import (
+    QueryTokens,
+    require_single_vectors,
+    search_tokens,
+    searches_tokens,
+)
 from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.query.opening import live_generation, open_live
-from chiasm.index.query.query_picture import encoded_picture
+from chiasm.index.query.query_picture import encoded_file, encoded_picture
 from chiasm.index.query.recent_queries import RecentQueries, Search
 from chiasm.index.query.rerank import check_stages, rerank, reranker_fingerprints
 from chiasm.index.query.scan import Allowed, ColumnIndex
@@ -43,6 +50,7 @@ __all__ = [
     "ColumnIndex",
     "Filter",
     "OpenIndex",
+    "QueryTokens",
     "Ranked",
     "Recalls",
     "RecentQueries",
@@ -57,6 +65,8 @@ __all__ = [
     "diversify",
     "encode_each",
     "encode_queries",
+    "encode_with_tokens",
+    "encoded_file",
     "encoded_picture",
     "exact_top",
     "explain_picture",
@@ -70,6 +80,7 @@ __all__ = [
     "pixels_of",
     "query_refused",
     "recall_of",
+    "require_single_vectors",
     "require_words",
     "rerank",
     "reranker_fingerprints",
@@ -79,6 +90,8 @@ __all__ = [
     "search_keywords",
     "search_lists",
     "search_scan",
+    "search_tokens",
+    "searches_tokens",
     "text_of",
     "usable_rows",
     "without_own",

@@ -149,8 +149,9 @@ def stored_calibration(generation: Generation, column: str) -> Calibration | Non
 
 def require_words(query: Query) -> None:
     """UsageError for a query with a picture or a vector: captions are no sample of those."""
-    if query.image is not None or not query.words:
+    if query.image is not None or query.members or not query.words:
         other = "weighted terms" if query.terms else "a vector"
+        other = f"a {next(iter(query.members))}" if query.members else other
         raise UsageError(
             "false alarms",
             expected="a query of words alone, as captions calibrate it",

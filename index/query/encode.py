@@ -1,8 +1,9 @@
 """Queries -> vectors, by the collection's own encoder.
 
-The words of all queries of a batch are encoded together, and so are their pictures, each by the
-same decoder that read the shards. A query with both is what the encoder's `encode_joint_queries`
-makes of the two, one of weighted terms the normalised weighted sum of their vectors.
+The words of all queries of a batch are encoded together, and so are their pictures, sounds and
+other members, each by the same decoder that read the shards. A query of several is what the
+encoder's `encode_joint_queries` makes of them, one of weighted terms the normalised weighted sum of
+their vectors.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from chiasm.index.queries import PictureSource, Query, Term
+from chiasm.index.queries import MemberSource, PictureSource, Query, Term
 from chiasm.index.query.given_vectors import given_vectors
-from chiasm.index.query.query_picture import encoded_picture, source_name
+from chiasm.index.query.query_picture import encoded_file, encoded_picture, source_name
 from chiasm.pipeline.encoders import (
     DEFAULT,
     JOINT,
@@ -34,6 +35,8 @@ from chiasm.pipeline.encoders import (
 from chiasm.pipeline.errors import ChiasmError, Undecodable, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.records import IMAGE, TEXT
+from chiasm.pipeline.sounds import SoundSettings
+from chiasm.pipeline.sounds import decode as decode_sound
 
 T = TypeVar("T")
 Encode = Callable[[str, Sequence[Any]], Encoded]
@@ -44,14 +47,34 @@ BATCH = 64  # texts or pictures encoded at once
 MIN_SUM = 1e-3
 
 
-def encode_queries(queries: Sequence[Query], encoder: Encoder | None, dim: int) -> np.ndarray:
+def encode_queries(
+    queries: Sequence[Query],
+    encoder: Encoder | None,
+    dim: int,
+    *,
+    report_cut: Callable[[str, int], None] = lambda name, tokens: None,
+) -> np.ndarray:
     """One unit vector a query: (Q, dim) float32.
 
-    encoder may be None where every query brings its vector. Raises UsageError for a vector of
-    another width, for a picture that cannot be read, and for a query that the encoder does not
-    take.
+    encoder may be None where every query brings its vector. report_cut: called with each text that
+    is longer than the encoder takes, and how many of its tokens are cut off. Raises UsageError for
+    a vector of another width, for a picture that cannot be read, and for a query that the encoder
+    does not take.
     """
+    return encode_with_tokens(queries, encoder, dim, report_cut=report_cut)[0]
+
+
+def encode_with_tokens(
+    queries: Sequence[Query],
+    encoder: Encoder | None,
+    dim: int,
+    *,
+    report_cut: Callable[[str, int], None] = lambda name, tokens: None,
+) -> tuple[np.ndarray, list[list[tuple[float, np.ndarray]] | None]]:
+    """The same, and of each query the weights and tokens (T, W) float32 of its parts; None of one
+    that brings its vector, and where the encoder gives none."""
     xq = np.zeros((len(queries), dim), dtype=np.float32)
+    tokens: list[list[tuple[float, np.ndarray]] | None] = [None] * len(queries)
     for number, query in enumerate(queries):
         if query.vector is not None:
             xq[number] = _given(query.vector, dim)
@@ -62,18 +85,34 @@ def encode_queries(queries: Sequence[Query], encoder: Encoder | None, dim: int) 
     ]
     if encoder is None:
         assert not inputs
-        return xq
+        return xq, tokens
     parts: dict[int, list[Encoded]] = defaultdict(list)  # of each query, in the order of its inputs
     for entry, row in zip(inputs, _encode_inputs(inputs, encoder), strict=True):
         parts[entry.query].append(row)
+        if entry.term.image is None and row.tokens_cut is not None and row.tokens_cut[0]:
+            report_cut(entry.name, int(row.tokens_cut[0]))
     for number, rows in parts.items():
         xq[number] = _query_vector(queries[number], rows, encoder)
-    return xq
+        tokens[number] = _query_tokens(queries[number], rows)
+    return xq, tokens
+
+
+def _query_tokens(query: Query, rows: Sequence[Encoded]) -> list[tuple[float, np.ndarray]] | None:
+    """Words and picture weigh the same, terms as they say."""
+    weights = [float(term.weight) for term in query.inputs]
+    parts = [row.tokens for row in rows]
+    if any(part is None for part in parts):
+        return None
+    return [
+        (weight, np.asarray(part.values, np.float32))
+        for weight, part in zip(weights, parts, strict=True)
+        if part is not None
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A text or a picture to encode. query: the number of its query. name: for errors."""
+    """A text, a picture or a member to encode. query: the number of its query. name: for errors."""
 
     query: int
     term: Term
@@ -83,30 +122,32 @@ class Input:
 def _name(term: Term, query: Query) -> str:
     if term.image is not None:
         return source_name(term.image)
+    for modality, source in term.members.items():
+        return source_name(source, modality)
     return f'"{term.words}"' if query.terms else str(query)
 
 
 def _encode_inputs(inputs: Sequence[Input], encoder: Encoder) -> list[Encoded]:
-    """What the encoder makes of each input, BATCH texts or pictures at a time."""
+    """What the encoder makes of each input, BATCH of one modality at a time."""
     rows: dict[int, Encoded] = {}
-    texts = [number for number, entry in enumerate(inputs) if entry.term.image is None]
-    pictures = [number for number, entry in enumerate(inputs) if entry.term.image is not None]
-    for some in _batches(texts):
-        items = [text_of(inputs[number].term.words, encoder) for number in some]
-        names = [inputs[number].name for number in some]
-        encoded = encode_each(encoder.encode_queries, TEXT, items, names, encoder)
-        rows.update(zip(some, encoded, strict=True))
-    for some in _batches(pictures):
-        items = [pixels_of(_picture_of(inputs[number].term), encoder) for number in some]
-        names = [inputs[number].name for number in some]
-        encoded = encode_each(encoder.encode_queries, IMAGE, items, names, encoder)
-        rows.update(zip(some, encoded, strict=True))
+    found = dict.fromkeys(entry.term.modality for entry in inputs)
+    for modality in sorted(found, key=lambda name: (name != TEXT, name != IMAGE)):
+        numbers = [n for n, entry in enumerate(inputs) if entry.term.modality == modality]
+        for some in _batches(numbers):
+            items = [item_of(inputs[number].term, encoder) for number in some]
+            names = [inputs[number].name for number in some]
+            encoded = encode_each(encoder.encode_queries, modality, items, names, encoder)
+            rows.update(zip(some, encoded, strict=True))
     return [rows[number] for number in range(len(inputs))]
 
 
-def _picture_of(term: Term) -> PictureSource:
-    assert term.image is not None
-    return term.image
+def item_of(term: Term, model: Preprocessor) -> Any:
+    """What the model takes of a part of a query; UsageError where it does not take it."""
+    if term.image is not None:
+        return pixels_of(term.image, model)
+    for modality, source in term.members.items():
+        return member_of(modality, source, model)
+    return text_of(term.words, model)
 
 
 def _query_vector(query: Query, rows: Sequence[Encoded], encoder: Encoder) -> np.ndarray:
@@ -116,8 +157,10 @@ def _query_vector(query: Query, rows: Sequence[Encoded], encoder: Encoder) -> np
         return weighted_sum(np.concatenate([row.vectors for row in rows]), weights, str(query))
     if len(rows) == 1:
         return rows[0].vectors[0]
-    text, image = rows
-    return _joint({IMAGE: image, TEXT: text}, query, encoder)
+    parts = {term.modality: row for term, row in zip(query.inputs, rows, strict=True)}
+    # In one order, as sums of floats depend on it.
+    ordered = {name: parts[name] for name in encoder.modalities if name in parts}
+    return _joint(ordered, query, encoder)
 
 
 def weighted_sum(vectors: np.ndarray, weights: Sequence[float], name: str) -> np.ndarray:
@@ -150,6 +193,8 @@ def encode_each(
 
     try:
         return rows_of(items)
+    except UsageError:  # the encoder's own word
+        raise
     except Exception:  # noqa: BLE001  models raise anything; what it was is found below
         probe_encoder(encoder)
     rows = []
@@ -157,7 +202,7 @@ def encode_each(
         try:
             rows += rows_of([item])
         except Exception as error:
-            raise query_refused(name, encoder, Fault.of(error, modality)) from error
+            raise query_refused(name, encoder, Fault.of(error, modality), modality) from error
     return rows
 
 
@@ -165,7 +210,8 @@ def _joint(parts: dict[str, Encoded], query: Query, encoder: Encoder) -> np.ndar
     """The joint vector (D,) of one query."""
     try:
         joint = encoder.encode_joint_queries(parts)
-        return require_unit_vectors(joint, 1, encoder.dims[JOINT], JOINT)[0]
+        width = encoder.dims.get(JOINT, max(encoder.dims.values()))
+        return require_unit_vectors(joint, 1, width, JOINT)[0]
     except Exception as error:
         raise query_refused(str(query), encoder, Fault.of(error, JOINT)) from error
 
@@ -186,15 +232,20 @@ def explain_picture(
     return explanation
 
 
-def query_refused(name: str, model: Preprocessor, fault: Fault) -> UsageError:
+def query_refused(
+    name: str, model: Preprocessor, fault: Fault, modality: str = IMAGE
+) -> UsageError:
     """The error for an input, a query or what is asked of a picture, called `name`, that a model
-    does not take."""
+    does not take. modality: of the input; either for a text or a picture."""
     small = fault.reason == "out_of_memory"
+    other = "take other words or another picture"
+    if modality not in (IMAGE, TEXT):
+        other = f"take another {modality}"
     return UsageError(
         name,
         expected=f"what {model.name} takes",
         found=str(fault),
-        do="free memory, or give less" if small else "take other words or another picture",
+        do="free memory, or give less" if small else other,
     )
 
 
@@ -236,7 +287,7 @@ def decoded_picture(source: PictureSource, model: Preprocessor) -> np.ndarray:
     except Undecodable as error:
         found = f"{error.reason}: {error.detail}" if error.detail else error.reason
         raise UsageError(source_name(source), expected="a picture", found=found) from error
-    return np.asarray(decoded.image)
+    return decoded.pixels
 
 
 def pixels_of(source: PictureSource, model: Preprocessor) -> Any:
@@ -247,3 +298,20 @@ def pixels_of(source: PictureSource, model: Preprocessor) -> Any:
         return model.preprocess(IMAGE, decoded)
     except Exception as error:
         raise query_refused(source_name(source), model, Fault.of(error, IMAGE)) from error
+
+
+def member_of(modality: str, source: MemberSource, model: Preprocessor) -> Any:
+    """What the model takes of a query's sound or of a file of another modality; UsageError where
+    that cannot be read, or where the model does not take it."""
+    require_modality(model, modality)
+    data, rate = encoded_file(source, modality), model.modalities[modality].rate
+    name = source_name(source, modality)
+    try:
+        raw = data if rate is None else decode_sound(data, SoundSettings(), rate)
+    except Undecodable as error:
+        found = f"{error.reason}: {error.detail}" if error.detail else error.reason
+        raise UsageError(name, expected="a sound", found=found) from error
+    try:
+        return model.preprocess(modality, raw)
+    except Exception as error:
+        raise query_refused(name, model, Fault.of(error, modality), modality) from error

@@ -35,12 +35,8 @@ from chiasm.index.segments import (
     read_current,
 )
 from chiasm.index.value_checks import require_whole
-from chiasm.pipeline.collection import (
-    Collection,
-    Relocations,
-    stat_relocations,
-)
-from chiasm.pipeline.encoders import Encoder
+from chiasm.pipeline.collection import Collection, Relocations, stat_relocations
+from chiasm.pipeline.encoders import Encoder, Ragged
 from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Stat, display_name
@@ -225,6 +221,12 @@ class OpenIndex:
             return 0
         return min(plan.lists, nprobe or self.audits.lists(column, kind, plan))
 
+    @property
+    def default_column(self) -> str:
+        """The column of pictures; of an encoder that takes none that of its first modality beside
+        texts, else texts."""
+        return self.collection.identity.default_column
+
     def require_column(self, column: str) -> None:
         """Raises UsageError for a column that the collection does not have, CollectionError for one
         that has no index, and so no vectors of its own."""
@@ -289,6 +291,26 @@ class OpenIndex:
             found = segment.vectors(column).take(np.array(numbers))
             vectors[[order[first + row] for row in numbers]] = found
         return vectors
+
+    def tokens(self, column: str, positions: Sequence[int]) -> Ragged:
+        """The stored tokens of a column that has them, float16, in the order of the positions."""
+        width = self.collection.identity.tokens[column]
+        wanted = [
+            (segment.tokens(column, width), first, np.array(numbers))
+            for segment, first, numbers in self._by_segment(positions)
+        ]
+        fetch([part for stored, _, numbers in wanted for part in stored.wanted(numbers)])
+        parts = [stored.take(numbers) for stored, _, numbers in wanted]
+        if not parts:
+            return Ragged(np.empty((0, width), np.float16), np.empty(0, np.int64))
+        found = [first + number for _, first, numbers in wanted for number in numbers.tolist()]
+        place = {position: number for number, position in enumerate(found)}
+        whole = Ragged(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+        )
+        order = np.array([place[position] for position in positions], np.int64)
+        return whole if (np.diff(order) > 0).all() else whole.take(order)
 
     def _by_segment(self, positions: Iterable[int]) -> Iterator[tuple[Segment, int, list[int]]]:
         """Each segment that has any of the positions: the segment, the position of its first row,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -68,7 +69,11 @@ def match_pairs(pairs: Sequence[Pair], matcher: Matcher) -> list[Outcome]:
             sides = dict.fromkeys(side for number in batch for side in pairs[number])
             items = {side: items[side] for side in sides if side in items}
             missing = [side for side in sides if side not in items]
-            made = readers.map(lambda side: side.make(matcher), missing)
+            # Each in the caller's context, which says how pictures are decoded and resized.
+            contexts = [copy_context() for _ in missing]
+            made = readers.map(
+                lambda context, side: context.run(side.make, matcher), contexts, missing
+            )
             items.update(zip(missing, made, strict=True))
             usable = [number for number in batch if items[pairs[number][1]] is not None]
             scored = _match([pairs[number] for number in usable], items, matcher)
@@ -111,7 +116,7 @@ def _pixels(row: CatalogRow, matcher: Matcher) -> Any:
     side = matcher.modalities[IMAGE].side
 
     def preprocess() -> Any:
-        return matcher.preprocess(IMAGE, np.asarray(decode(data, DecodeSettings(), side).image))
+        return matcher.preprocess(IMAGE, decode(data, DecodeSettings(), side).pixels)
 
     return _or_none(preprocess)
 

@@ -1,4 +1,5 @@
-"""The picture of a query, however it is given -> the bytes of an encoded file.
+"""The picture of a query, however it is given, or its file of another modality -> the bytes of an
+encoded file.
 
 A path is read here, a URL through `chiasm.pipeline.storage`, both within the size limit that
 members of shards have; a URL also within a time limit. Pixels are written to an encoded file, so
@@ -48,35 +49,43 @@ def encoded_picture(source: PictureSource) -> bytes:
         image = source if source.mode in PNG_MODES else source.convert("RGB")
         image.save(file, "PNG", compress_level=0, exif=source.getexif())
         return file.getvalue()
+    return encoded_file(source, "picture")
+
+
+def encoded_file(source: str | Path | bytes, what: str) -> bytes:
+    """The bytes of a file, a path or URL, which are taken as they are; what: a picture, sound or
+    the like, for errors. Raises as `encoded_picture` does."""
+    if isinstance(source, bytes):
+        return source
     if isinstance(source, str) and not source.strip():  # "" would be the current folder
-        raise UsageError(repr(source), expected="a picture's path or URL", found="an empty one")
+        raise UsageError(repr(source), expected=f"a {what}'s path or URL", found="an empty one")
     scheme = _SCHEME.match(source) if isinstance(source, str) else None
     if scheme is not None:
-        return _read_url(str(source), scheme[1].lower())
+        return _read_url(str(source), scheme[1].lower(), what)
     try:
         with open(os.path.expanduser(source), "rb") as file:
-            return _read_limited(file, str(source))
+            return _read_limited(file, str(source), what)
     except (OSError, ValueError) as error:  # ValueError: of a null byte, or half a character
         found = getattr(error, "strerror", None) or str(error)
-        raise UsageError(str(source), expected="a picture's file", found=found) from error
+        raise UsageError(str(source), expected=f"a {what}'s file", found=found) from error
 
 
-def source_name(source: PictureSource) -> str:
-    """What errors call the query's picture."""
+def source_name(source: PictureSource, what: str = "picture") -> str:
+    """What errors call the query's picture, or another file."""
     if isinstance(source, PictureBytes):
         return source.name
-    return str(source) if isinstance(source, str | Path) else "the query's picture"
+    return str(source) if isinstance(source, str | Path) else f"the query's {what}"
 
 
-def _read_url(url: str, scheme: str) -> bytes:
+def _read_url(url: str, scheme: str, what: str) -> bytes:
     if scheme not in URL_SCHEMES:
         schemes = ", ".join(f"{name}://" for name in URL_SCHEMES)
         # The rest may hold a password, at a place that only those who know the scheme can tell.
         raise UsageError(
             f"{scheme}://***",
-            expected=f"a picture's path, or its URL with one of {schemes}",
+            expected=f"a {what}'s path, or its URL with one of {schemes}",
             found=f"{scheme}://",
-            do="download the picture and name the file",
+            do=f"download the {what} and name the file",
         )
     url = canonical_url(url, allow_query=True)  # nothing keeps it
     result: list[bytes | BaseException] = []
@@ -85,7 +94,7 @@ def _read_url(url: str, scheme: str) -> bytes:
     def read() -> None:
         try:
             with open_stream(url) as stream:
-                result.append(_read_limited(stream, display_name(url), deadline))
+                result.append(_read_limited(stream, display_name(url), what, deadline))
         except BaseException as error:  # noqa: BLE001  raised again in the caller's thread
             result.append(error)
 
@@ -94,13 +103,13 @@ def _read_url(url: str, scheme: str) -> bytes:
     thread.start()
     thread.join(URL_SECONDS)
     if not result:
-        raise _too_slow(display_name(url))
+        raise _too_slow(display_name(url), what)
     if isinstance(result[0], BaseException):
         raise result[0]
     return result[0]
 
 
-def _read_limited(file: BinaryIO, name: str, deadline: float | None = None) -> bytes:
+def _read_limited(file: BinaryIO, name: str, what: str, deadline: float | None = None) -> bytes:
     """All of a file, in chunks; UsageError where it is larger than a member of a shard may be."""
     data = bytearray()
     while chunk := file.read(CHUNK):
@@ -110,17 +119,17 @@ def _read_limited(file: BinaryIO, name: str, deadline: float | None = None) -> b
                 name,
                 expected=f"at most {format_size(MAX_BYTES)}",
                 found="more",
-                do="make the picture smaller",
+                do=f"make the {what} smaller",
             )
         if deadline is not None and time.monotonic() > deadline:
-            raise _too_slow(name)
+            raise _too_slow(name, what)
     return bytes(data)
 
 
-def _too_slow(name: str) -> SourceError:
+def _too_slow(name: str, what: str) -> SourceError:
     return SourceError(
         name,
-        expected=f"a picture within {URL_SECONDS:g} s",
+        expected=f"a {what} within {URL_SECONDS:g} s",
         found="a slower answer",
-        do="download the picture and name the file",
+        do=f"download the {what} and name the file",
     )

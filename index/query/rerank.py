@@ -3,6 +3,7 @@
     vectors:N   by the stored joint vectors, which know the caption as well as the picture
     match:N     by the encoder's matching of texts with pictures, read from the shards by range:
                 logit + the score before, as ALBEF and BLIP do (Li et al., 2021 and 2022)
+    hf:MODEL:N  the same by another model: a BLIP or BLIP-2 of transformers, for retrieval
     st:MODEL:N  by a CrossEncoder of sentence-transformers that takes pictures
 
 Stages follow one another, each on the first N hits of the stage before. Hits beyond N, and hits
@@ -162,7 +163,18 @@ def by_matching(batch: Sequence[Candidates], collection: OpenIndex) -> list[Scor
     caption, plus the score before; None for rows without. Of a query of terms the mean logit of
     its texts, or without texts of its pictures, by their weights: sum(w x) / sum(|w|).
     """
-    logits = _by_pairs(batch, collection, _own_matcher(batch[0].stage, collection))
+    return _logit_plus_score(batch, collection, _own_matcher(batch[0].stage, collection))
+
+
+def by_other_matching(batch: Sequence[Candidates], collection: OpenIndex) -> list[Scores]:
+    """As `by_matching`, by another model than the collection's encoder."""
+    return _logit_plus_score(batch, collection, _huggingface(batch[0].stage, collection))
+
+
+def _logit_plus_score(
+    batch: Sequence[Candidates], collection: OpenIndex, matcher: Matcher
+) -> list[Scores]:
+    logits = _by_pairs(batch, collection, matcher)
     return [
         [
             None if logit is None else logit + hit.score
@@ -183,6 +195,10 @@ def _own_matcher(stage: RerankStage, collection: OpenIndex) -> Matcher:
     return require_matcher(collection.encoder)
 
 
+def _huggingface(stage: RerankStage, collection: OpenIndex) -> Matcher:
+    return load_matcher(f"hf:{stage.model}", collection.encoding)
+
+
 def _cross_encoder(stage: RerankStage, collection: OpenIndex) -> Matcher:
     return load_matcher(f"st:{stage.model}", collection.encoding)
 
@@ -191,6 +207,7 @@ RERANKERS: dict[str, Reranker] = {
     "vectors": Reranker(by_vectors),
     "match": Reranker(by_matching, matcher=_own_matcher),
     "st": Reranker(by_cross_encoder, takes_model=True, matcher=_cross_encoder),
+    "hf": Reranker(by_other_matching, takes_model=True, matcher=_huggingface),
 }
 
 
@@ -239,7 +256,11 @@ def _matched_terms(one: Candidates) -> list[Term]:
     terms = [term for term in one.query.inputs if term.weight]
     if not terms:
         raise UsageError(f"rerank {one.stage}", expected="words or a picture", found="a vector")
-    return [term for term in terms if term.words] or terms
+    matched = [term for term in terms if term.words] or [term for term in terms if not term.members]
+    if not matched:
+        found = f"a {terms[0].modality}"
+        raise UsageError(f"rerank {one.stage}", expected="words or a picture", found=found)
+    return matched
 
 
 def _require_taken(outcomes: Sequence[Outcome], name: str, matcher: Matcher) -> None:

@@ -144,10 +144,10 @@ class _Run:
 
     def load_pictures(self) -> None:
         for number, answered in enumerate(self.receipt.queries, 1):
-            for picture in answered.query.pictures:
+            for picture, what in answered.query.pictures:
                 if picture not in self.pictures:
                     try:
-                        self.pictures[picture] = picture.load()
+                        self.pictures[picture] = picture.load(what)
                     except ValueError as error:
                         self.found.changes.append(f"query {number}: {error}")
 
@@ -208,8 +208,7 @@ class _Run:
             usable = [
                 at
                 for at, (answered, query) in enumerate(zip(some, queries, strict=True))
-                if query.inputs
-                and all(picture in self.pictures for picture in answered.query.pictures)
+                if query.inputs and all(one in self.pictures for one, _ in answered.query.pictures)
             ]
             if usable:
                 try:

@@ -8,26 +8,30 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, FiniteFloat
 
 from chiasm.index.plan import Count
-from chiasm.index.queries import PictureBytes, PictureSource, Query, Term
-from chiasm.index.query import encoded_picture
+from chiasm.index.queries import MemberSource, PictureBytes, PictureSource, Query, Term
+from chiasm.index.query import encoded_file, encoded_picture
 from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.records import TEXT
 from chiasm.pipeline.storage import canonical_url, display_name, is_remote
 
 # A picture of at most so many bytes is kept itself; a larger one is read again from its place.
 EMBEDDED_BYTES = 1 << 20
+
+Part = TypeVar("Part", Query, Term)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
 
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """name: as answers call it. place: a path or URL to read it from again, "" where there is none.
-    data: the encoded file in base64, "" where it has more than EMBEDDED_BYTES."""
+    """A picture, or a file of another modality. name: as answers call it. place: a path or URL to
+    read it from again, "" where there is none. data: the encoded file in base64, "" where it has
+    more than EMBEDDED_BYTES."""
 
     name: str
     place: str
@@ -42,17 +46,17 @@ class StoredPicture:
         sha256 = hashlib.sha256(data).hexdigest()
         return cls(picture.name, picture.place, len(data), sha256, embedded)
 
-    def load(self) -> PictureBytes:
-        """The picture, from the receipt or from its place. ValueError for damaged base64, and with
-        a line for a person where it is not what it was."""
-        name = f"picture {self.name}"
+    def load(self, what: str) -> PictureBytes:
+        """The file, from the receipt or from its place. ValueError for damaged base64, and with
+        a line for a person, which says what it is, where it is not what it was."""
+        name = f"{what} {self.name}"
         if self.data or not self.size:
             data = base64.b64decode(self.data, validate=True)
         elif not self.place:
             raise ValueError(f"{name}: too large for a receipt, and was given without a place")
         else:
             try:
-                data = encoded_picture(self.place)
+                data = encoded_file(self.place, what)
             except ChiasmError as error:
                 raise ValueError(f"{name}: it cannot be read any more ({error})") from error
         found = hashlib.sha256(data).hexdigest()
@@ -70,12 +74,14 @@ class StoredTerm:
     text: str | None
     picture: StoredPicture | None
     weight: FiniteFloat
+    members: dict[str, StoredPicture] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StoredQuery:
-    """The fields of a `Query`. One of neither text, picture nor terms was given as a vector.
-    nprobe: as it was searched, also where the query wants nothing; None where that is exact."""
+    """The fields of a `Query`. One of neither text, picture, members nor terms was given as a
+    vector. nprobe: as it was searched, also where the query wants nothing; None where that is
+    exact. members: which receipts of earlier versions lack."""
 
     text: str | None
     picture: StoredPicture | None
@@ -89,6 +95,7 @@ class StoredQuery:
     dedup: FiniteFloat | None
     diversity: FiniteFloat
     where: str | None
+    members: dict[str, StoredPicture] = field(default_factory=dict)
 
     @classmethod
     def of(cls, query: Query, nprobe: int) -> StoredQuery:
@@ -97,7 +104,9 @@ class StoredQuery:
             text=query.text,
             picture=_stored(query.image),
             terms=tuple(
-                StoredTerm(term.text, _stored(term.image), float(term.weight))
+                StoredTerm(
+                    term.text, _stored(term.image), float(term.weight), _stored_all(term.members)
+                )
                 for term in query.terms
             ),
             column=query.column,
@@ -109,12 +118,16 @@ class StoredQuery:
             dedup=None if query.dedup is None else float(query.dedup),
             diversity=float(query.diversity),
             where=query.where,
+            members=_stored_all(query.members),
         )
 
     @property
-    def pictures(self) -> list[StoredPicture]:
-        found = [self.picture, *(term.picture for term in self.terms)]
-        return [picture for picture in found if picture is not None]
+    def pictures(self) -> list[tuple[StoredPicture, str]]:
+        """Its pictures and members, and those of its terms, each with what it is, for errors."""
+        found = [(self.picture, "picture"), *_with_names(self.members)]
+        for term in self.terms:
+            found += [(term.picture, "picture"), *_with_names(term.members)]
+        return [(picture, what) for picture, what in found if picture is not None]
 
     def query(self, pictures: Mapping[StoredPicture, PictureBytes], vector: object = None) -> Query:
         """The query. pictures: those that could be loaded. vector: of one that was given
@@ -123,8 +136,14 @@ class StoredQuery:
         def loaded(picture: StoredPicture | None) -> PictureBytes | None:
             return None if picture is None else pictures.get(picture, picture.absent())
 
-        terms = [Term(one.text, loaded(one.picture), one.weight) for one in self.terms]
-        given = not terms and self.picture is None and not (self.text or "").strip()
+        def loaded_all(members: Mapping[str, StoredPicture]) -> dict[str, MemberSource]:
+            return {name: pictures.get(one, one.absent()) for name, one in members.items()}
+
+        terms = [
+            Term(one.text, loaded(one.picture), one.weight, loaded_all(one.members))
+            for one in self.terms
+        ]
+        given = not terms and not self.pictures and not (self.text or "").strip()
         return Query(
             self.text,
             loaded(self.picture),
@@ -139,27 +158,29 @@ class StoredQuery:
             dedup=self.dedup,
             diversity=self.diversity,
             where=self.where,
+            members=loaded_all(self.members),
         )
 
 
 @dataclass
 class PictureReader:
-    """Reads the pictures of queries, each path or URL once."""
+    """Reads the pictures and members of queries, each path or URL once."""
 
     _read: dict[str, PictureBytes] = field(default_factory=dict)
 
     def with_pictures(self, query: Query) -> Query:
-        """The query with its pictures as `PictureBytes`; raises as `encoded_picture` does."""
-        if all(term.image is None for term in query.inputs):
+        """The query with its pictures and members as `PictureBytes`; raises as `encoded_picture`
+        does."""
+        if all(term.modality == TEXT for term in query.inputs):
             return query
-        terms = [
-            term if term.image is None else replace(term, image=self._bytes(term.image))
-            for term in query.terms
-        ]
-        image = None if query.image is None else self._bytes(query.image)
-        return replace(query, image=image, terms=terms)
+        return replace(self._read_of(query), terms=list(map(self._read_of, query.terms)))
 
-    def _bytes(self, source: PictureSource) -> PictureBytes:
+    def _read_of(self, part: Part) -> Part:
+        image = None if part.image is None else self._bytes(part.image)
+        members = {name: self._bytes(source, name) for name, source in part.members.items()}
+        return replace(part, image=image, members=members)
+
+    def _bytes(self, source: PictureSource, what: str = "picture") -> PictureBytes:
         if isinstance(source, PictureBytes):
             return source
         if not isinstance(source, str | Path):
@@ -167,7 +188,7 @@ class PictureReader:
             return PictureBytes(encoded_picture(source), name)
         key = str(source)
         if key not in self._read:
-            data = encoded_picture(source)
+            data = encoded_file(source, what)
             self._read[key] = PictureBytes(data, *_name_and_place(key))
         return self._read[key]
 
@@ -179,6 +200,15 @@ def _name_and_place(source: str) -> tuple[str, str]:
     url = canonical_url(source, allow_query=True)
     name = display_name(url) if is_remote(url) else source
     return name, name
+
+
+def _with_names(members: Mapping[str, StoredPicture]) -> list[tuple[StoredPicture | None, str]]:
+    return [(one, name) for name, one in members.items()]
+
+
+def _stored_all(members: Mapping[str, MemberSource]) -> dict[str, StoredPicture]:
+    found = {name: _stored(source) for name, source in members.items()}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def _stored(picture: PictureSource | None) -> StoredPicture | None:

@@ -42,6 +42,7 @@ from chiasm.index.segments.merged import merge_lists
 from chiasm.index.segments.names import (
     DELETED,
     SEGMENTS,
+    TOKENS,
     TRAINED,
     calibration_file,
     deleted_file,
@@ -53,6 +54,7 @@ from chiasm.index.segments.names import (
 )
 from chiasm.index.segments.parquet_vectors import CACHED_BYTES, ParquetVectors
 from chiasm.index.segments.partial import SegmentGone, fetch
+from chiasm.index.segments.proposals import Proposals, distances, proposal_column, winners
 from chiasm.index.segments.publish import live_number, publish, publish_edit
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.segment import Segment
@@ -61,6 +63,7 @@ from chiasm.index.segments.source_file import digests_of
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.terms import query_terms, stem_of
+from chiasm.index.segments.token_files import CopiedTokens, SegmentTokens
 from chiasm.index.segments.trained import Trained, best_columns, code_ranges, columns_of
 from chiasm.index.segments.vector_files import (
     FORMS,
@@ -78,7 +81,9 @@ __all__ = [
     "DELETED",
     "FORMS",
     "SEGMENTS",
+    "TOKENS",
     "TRAINED",
+    "CopiedTokens",
     "CopiedVectors",
     "Deletions",
     "Digest",
@@ -95,11 +100,13 @@ __all__ = [
     "Manifest",
     "ParquetVectors",
     "PastGeneration",
+    "Proposals",
     "SchemaInference",
     "Segment",
     "SegmentEntry",
     "SegmentGone",
     "SegmentRecord",
+    "SegmentTokens",
     "SegmentWriter",
     "SharedFile",
     "StoredCalibration",
@@ -122,6 +129,7 @@ __all__ = [
     "deleted_rows",
     "dequantised",
     "digests_of",
+    "distances",
     "exact_columns",
     "fetch",
     "keeping_segments",
@@ -136,6 +144,7 @@ __all__ = [
     "open_generation",
     "open_segments",
     "open_whole",
+    "proposal_column",
     "publish",
     "publish_edit",
     "quantised",
@@ -159,5 +168,6 @@ __all__ = [
     "sweep_published",
     "sweeping",
     "trained_file",
+    "winners",
     "with_deleted",
 ]

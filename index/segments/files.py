@@ -40,6 +40,10 @@ class SegmentFiles:
     def read(self, name: str) -> bytes:
         return self.open_once(name, lambda file, *_: file.read())
 
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return self._record.files[name].size
+
     def parts(self, name: str, blocks: Blocks | None = None) -> Parts | None:
         """The parts of a file that are here and verified; None where it is used whole. blocks: how
         it is divided, None where that is stored beside it."""

@@ -33,6 +33,7 @@ from chiasm.index.segments.names import (
     segment_file,
 )
 from chiasm.index.segments.partial import SegmentGone
+from chiasm.index.segments.proposals import Proposals, proposal_column
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.segment import Segment
 from chiasm.index.segments.trained import Trained
@@ -61,6 +62,10 @@ class Generation:
         if self.manifest.columns[column].exact:
             return None
         return read_trained(self.folder, self.manifest, column)
+
+    def proposals(self, column: str) -> Proposals:
+        """What proposes rows of a column by their tokens."""
+        return read_proposals(self.folder, self.manifest, column)
 
     def load(self, column: str) -> Trained | None:
         """The same; what else searches of the column need of segments in a store is requested
@@ -284,6 +289,15 @@ def read_trained(folder: Folder, manifest: Manifest, column: str) -> Trained:
     content = read_shared(folder, entry.file, entry.checksum)
     where, do = display_name(folder.url_of(entry.file)), f"run {build_command(folder)}"
     return Trained.from_bytes(content, manifest.columns[column], manifest.dim, where, do)
+
+
+def read_proposals(folder: Folder, manifest: Manifest, column: str) -> Proposals:
+    """What proposes rows of a column by their tokens; CollectionError where it is missing or
+    damaged."""
+    entry = manifest.trained[proposal_column(column)]
+    content = read_shared(folder, entry.file, entry.checksum)
+    where, do = display_name(folder.url_of(entry.file)), f"run {build_command(folder)}"
+    return Proposals.from_bytes(content, manifest.dim, where, do)
 
 
 def keeping_segments(error: CollectionError) -> CollectionError:

@@ -27,6 +27,7 @@ CATALOG = "rows.arrow"
 KEYWORDS = "keywords.arrow"
 RECORD = "segment.json"
 SOURCE = "source"  # the kind of file that says where a column's vectors are
+TOKENS, ENDS = "tokens", "ends"  # the kinds that have a column's tokens, see token_files.py
 
 _COLUMN = "[a-z][a-z0-9_]*"
 _SEGMENT = re.compile(f"({RUN_ID})-[0-9]{{3,9}}")
@@ -37,11 +38,12 @@ _TRAINED_FILE = re.compile(
 _DELETED_FILE = re.compile(f"{DELETED}/{RUN_ID}/{_SEGMENT.pattern}\\.bits")
 # `faiss` is of segments that an earlier version wrote.
 _VECTORS = ("f16", "i8")
-_KINDS = ("lists", "sizes", *_VECTORS, SOURCE, "faiss")
+_DIVIDED = (*_VECTORS, TOKENS)  # that have checksums of blocks beside them
+_KINDS = ("lists", "sizes", *_DIVIDED, ENDS, SOURCE, "faiss")
 _WHOLE = (CATALOG, KEYWORDS, RECORD)
 _FILE = re.compile(
     f"{'|'.join(map(re.escape, _WHOLE))}|{_COLUMN}\\.({'|'.join(_KINDS)})|"
-    f"({re.escape(CATALOG)}|{_COLUMN}\\.({'|'.join(_VECTORS)}))\\.blocks"
+    f"({re.escape(CATALOG)}|{_COLUMN}\\.({'|'.join(_DIVIDED)}))\\.blocks"
 )
 _GENERATION = re.compile("([0-9]{6,18})\\.(json|replaced|audit)")
 
@@ -102,7 +104,7 @@ def is_segment_file(base: str, columns: Iterable[str]) -> bool:
     """Whether a segment, or a folder of trained indexes or deletions, of these columns may hold a
     file of this name."""
     final = target_of_temporary(base) if is_temporary(base) else base
-    if final.endswith((f"{CATALOG}.blocks", *(f".{kind}.blocks" for kind in _VECTORS))):
+    if final.endswith((f"{CATALOG}.blocks", *(f".{kind}.blocks" for kind in _DIVIDED))):
         final = final.removesuffix(".blocks")
     final = final.replace(".calibration.json", ".json")
     stem, _, kind = final.rpartition(".")

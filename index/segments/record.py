@@ -9,7 +9,15 @@ from chiasm.index.plan import Count
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.catalog import IndexedShard
 from chiasm.index.segments.checksums import FileSum
-from chiasm.index.segments.names import CATALOG, SOURCE, is_final_file, is_segment_id
+from chiasm.index.segments.names import (
+    CATALOG,
+    ENDS,
+    SOURCE,
+    TOKENS,
+    is_final_file,
+    is_segment_id,
+)
+from chiasm.index.segments.proposals import proposal_column
 from chiasm.index.segments.source_file import source_size
 from chiasm.index.segments.vector_files import FORMS, VectorForm
 from chiasm.pipeline.errors import CollectionError
@@ -61,7 +69,19 @@ class SegmentRecord:
             name = self.vectors_file(column)
             if self.files[name].size != size:
                 return f"{name} of {self.files[name].size} bytes, not {size}"
+        for column in self.token_columns:
+            ends, proposed = self.files.get(f"{column}.{ENDS}"), proposal_column(column)
+            if ends is None or ends.size != 8 * self.rows:
+                return f"no ends of the tokens of {self.rows} rows of column {column!r}"
+            if proposed not in self.vectors:
+                return f"no vectors that propose rows of column {column!r}"
         return ""
+
+    @property
+    def token_columns(self) -> list[str]:
+        """The columns that have tokens."""
+        names = (name.rpartition(".") for name in self.files)
+        return [column for column, _, kind in names if kind == TOKENS]
 
     def form(self, column: str) -> VectorForm | None:
         """How the vectors of a column are stored; None where they are not."""

@@ -37,6 +37,7 @@ from chiasm.index.segments.names import CATALOG, KEYWORDS, segment_file
 from chiasm.index.segments.parquet_vectors import ParquetVectors
 from chiasm.index.segments.partial import Parts, Wanted, fetch, gone
 from chiasm.index.segments.record import SegmentRecord
+from chiasm.index.segments.token_files import SegmentTokens
 from chiasm.index.segments.trained import Trained
 from chiasm.index.segments.vector_files import FORMS, StoredVectors
 from chiasm.pipeline.errors import CollectionError, StorageError
@@ -200,6 +201,15 @@ class Segment:
             return []
         starts = rows * form.row_bytes(self.record.dim)
         return [(parts, np.searchsorted(parts.blocks.offsets, starts, side="right") - 1)]
+
+    def tokens(self, column: str, width: int) -> SegmentTokens:
+        """The tokens of a column, of which only those may be read that were fetched."""
+        where, rebuild = display_name(self._folder.url), build_command(self._folder)
+        rows = self.record.rows
+        return self._files.once(
+            (column, "tokens"),
+            lambda: SegmentTokens(self._files, column, rows, width, where, rebuild),
+        )
 
     def raw(self, column: str) -> StoredVectors | ParquetVectors:
         """The vectors of a column: mapped, or read from the Parquet files."""

@@ -18,8 +18,10 @@ from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import KeywordWriter
 from chiasm.index.segments.lists import ListsWriter
 from chiasm.index.segments.names import CATALOG, KEYWORDS, RECORD, SOURCE, blocks_file, segment_file
+from chiasm.index.segments.proposals import Proposals, proposal_column
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.source_file import SourceWriter
+from chiasm.index.segments.token_files import CopiedTokens, TokenWriter
 from chiasm.index.segments.trained import Trained
 from chiasm.index.segments.vector_files import FORMS, VectorForm
 from chiasm.pipeline.collection import vectors_of
@@ -45,7 +47,8 @@ class SegmentWriter:
     which leaves no temporary behind. shards: those whose rows may come, in this order. copied: the
     catalog's `copied_columns`. plans: of each vector column. trained: what its segments share,
     None where it is exact. batch_bytes: as the catalog's writer takes it. capacity: how many
-    rows may come.
+    rows may come. tokens: by modality that has tokens their width, and what makes proposals of
+    added rows, None where all are copied.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class SegmentWriter:
         dim: int,
         batch_bytes: int,
         capacity: int,
+        tokens: Mapping[str, tuple[int, Proposals | None]] | None = None,
     ) -> None:
         self.id, self.dim, self.rows = segment_id, dim, 0
         self._folder, self._run_id = folder, run_id
@@ -75,6 +79,10 @@ class SegmentWriter:
         with ExitStack() as self._stack:  # closes the first files where a later one fails
             self._stored = {
                 column: self._vector_file(column, plan, shards) for column, plan in plans.items()
+            }
+            self._tokens = {
+                modality: TokenWriter(modality, width, dim, self._create, proposals)
+                for modality, (width, proposals) in (tokens or {}).items()
             }
             catalog, keywords = self._create(CATALOG), self._create(KEYWORDS)
             self._stack = self._stack.pop_all()
@@ -106,9 +114,17 @@ class SegmentWriter:
             if (lists := self._lists[column]) is not None:
                 lists.add(vectors[has], self.rows + np.flatnonzero(has))
             self._vectors[column] += int(has.sum())
+        for writer in self._tokens.values():
+            writer.add(rows)
         self.rows += len(rows)
 
-    def copy(self, shard: int, rows: pa.Table, columns: Mapping[str, CopiedVectors]) -> None:
+    def copy(
+        self,
+        shard: int,
+        rows: pa.Table,
+        columns: Mapping[str, CopiedVectors],
+        tokens: Mapping[str, CopiedTokens] | None = None,
+    ) -> None:
         """Take rows of another segment of the same plans, of the shard at `shards[shard]`: its
         catalog's, as `CatalogWriter.copy` takes them, and what it has of each column."""
         self._catalog.copy(shard, rows)
@@ -120,6 +136,8 @@ class SegmentWriter:
                 numbers = self.rows + np.flatnonzero(copied.has)
                 lists.copy(copied.codes, copied.lists, numbers)
             self._vectors[column] += int(copied.has.sum())
+        for modality, writer in self._tokens.items():
+            writer.copy((tokens or {})[modality])
         self.rows += len(rows)
 
     def commit(self) -> tuple[SegmentRecord, FileSum]:
@@ -132,6 +150,9 @@ class SegmentWriter:
             else:
                 blocks = self._create(blocks_file(f"{column}.{stored.form.suffix}"))
                 blocks.write(stored.blocks.to_bytes())
+        for modality, writer in self._tokens.items():
+            writer.finish()
+            self._vectors[proposal_column(modality)] = writer.vectors
         self._keywords.close()
         for column, lists in self._lists.items():
             if lists is not None:

@@ -41,6 +41,7 @@ from chiasm.index.segments.names import (
     replaced_name,
     run_of_folder,
 )
+from chiasm.index.segments.proposals import proposal_column
 from chiasm.index.segments.publish import live_number
 from chiasm.pipeline.collection import STALE_SECONDS, Run, read_identity
 from chiasm.pipeline.errors import CollectionError, StorageError
@@ -164,7 +165,9 @@ def _columns(folder: Folder) -> Collection[str]:
         identity = read_identity(folder)
     except CollectionError:
         identity = None
-    return COLUMNS if identity is None else {*COLUMNS, *identity.columns}
+    if identity is None:
+        return COLUMNS
+    return {*COLUMNS, *identity.columns, *map(proposal_column, identity.tokens)}
 
 
 def leftovers(folder: Folder) -> list[str]:

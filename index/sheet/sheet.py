@@ -191,7 +191,7 @@ class Section:
     def _of_query(self) -> Heading:
         query = self.answer.query
         unnamed = "A picture" if query.image is not None else "A vector"
-        title = str(query) if query.terms else query.words or unnamed
+        title = str(query) if query.terms or query.members else query.words or unnamed
         line = f"{len(self.answer)} results by {query.column}"
         if self.answer.seconds:
             line += f", {self.answer.time_label()}"

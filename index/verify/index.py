@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from chiasm.index.segments import (
     Generation,
     IndexedShard,
     ParquetVectors,
+    Proposals,
     Segment,
     SegmentEntry,
     build_command,
@@ -33,11 +34,13 @@ from chiasm.index.segments import (
     stale_advice,
     stale_shards,
 )
+from chiasm.index.verify.tokens import fitted_columns, token_differences
 from chiasm.pipeline.collection import (
     Collection,
     EmbeddingFile,
     find_embedding,
     read_relocations,
+    token_column,
     vectors_of,
 )
 from chiasm.pipeline.errors import ChiasmError, CollectionError
@@ -78,6 +81,7 @@ def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Findi
     if shared:
         return  # without these the segments cannot be read
     yield from _check_coverage(generation, where, rebuild)
+    fitted = fitted_columns(generation)
     for entry, segment in zip(generation.manifest.segments, generation.segments, strict=True):
         checked["segments"] += 1
         damaged = list(_check_files(folder, segment))
@@ -89,7 +93,7 @@ def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Findi
         yield from damaged
         if not damaged:
             skipped = {*stale, *entry.retired}
-            yield from _check_segment(folder, segment, generation, skipped)
+            yield from _check_segment(folder, segment, generation, skipped, fitted)
 
 
 def _check_coverage(generation: Generation, where: str, rebuild: str) -> Iterator[Finding]:
@@ -146,7 +150,11 @@ def _check_file(folder: Folder, name: str, checksum: FileSum) -> Iterator[Findin
 
 
 def _check_segment(
-    folder: Folder, segment: Segment, generation: Generation, skipped: set[str]
+    folder: Folder,
+    segment: Segment,
+    generation: Generation,
+    skipped: set[str],
+    fitted: Mapping[str, Proposals],
 ) -> Iterator[Finding]:
     """The segment's parts agree, and are as the embeddings are; not so the shards `skipped`."""
     record = segment.record
@@ -179,7 +187,8 @@ def _check_segment(
             file = None if shard.shard in skipped else find_embedding(folder, shard.shard)
             if file is not None:
                 columns = list(generation.manifest.columns)
-                for what in _differences(segment, shard, first, file, columns, relocated):
+                found = _differences(segment, shard, first, file, columns, relocated, fitted)
+                for what in found:
                     yield Finding(f"{where}, shard {shard.shard}", what, rebuild)
         except CollectionError:
             pass  # a damaged file or ledger entry, which check_shards has reported
@@ -193,10 +202,11 @@ def _differences(
     file: EmbeddingFile,
     columns: list[str],
     relocated: Container[str],
+    fitted: Mapping[str, Proposals],
 ) -> Iterator[str]:
     """How the shard's part of a segment, from row `first` on, differs from its Parquet file."""
     copied = copied_columns(segment.catalog.modalities)
-    table = whole = file.read([*copied, *columns])
+    table = whole = file.read([*copied, *columns, *map(token_column, fitted)])
     catalog = segment.catalog.table().slice(first, shard.rows)
     numbers = segment.catalog.row_numbers(slice(first, first + shard.rows))
     rising = bool((np.diff(numbers) > 0).all())
@@ -216,6 +226,7 @@ def _differences(
     # A row of a relocated shard is read where that is now, whatever URL the catalog has.
     if shard.shard not in relocated and set(catalog["url"].to_pylist()) - {url}:
         yield f"rows of the catalog whose url is not {url}"
+    yield from token_differences(segment, slice(first, first + shard.rows), table, fitted)
     for column in columns:
         stored = segment.raw(column)
         if isinstance(stored, ParquetVectors):

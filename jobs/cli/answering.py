@@ -16,7 +16,7 @@ import typer
 from chiasm.index.ask import BATCH_BYTES
 from chiasm.index.query import pixels_of, query_refused
 from chiasm.jobs.cli.answer_inputs import Inputs, Item, text_name
-from chiasm.jobs.cli.options import ENCODING, print_progress
+from chiasm.jobs.cli.options import ENCODING, prepare_pictures, print_progress
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import counted, json_line, printable_columns
 from chiasm.pipeline.encoders import (
@@ -136,13 +136,15 @@ def format_truncated(label: str, tokens: int, task: str, answerer: Answerer) -> 
 
 
 def encoding_of(options: Answering) -> EncoderSettings:
-    """How models run."""
-    return compose(
+    """How models run. From now on pictures are prepared as the settings say, too."""
+    settings = compose(
         options.preset,
         options.assignments or (),
         {"encoder.device": options.device, "encoder.precision": options.precision},
         uses=ENCODING,
-    ).encoder
+    )
+    prepare_pictures(settings)
+    return settings.encoder
 
 
 def unknown_language(option: str, language: str) -> UsageError:

@@ -167,7 +167,7 @@ def answer_from_collection(
         as_json=answering.as_json, false_alarms=None, sheet=options.sheet,
         explain_hits=options.explain_hits, explain=False, receipt=None, audit=None,
     )  # fmt: skip
-    check_output(output, collection, [])
+    check_output(output, collection, {})
     rate = FALSE_ALARMS if options.false_alarms is None else options.false_alarms
     if rate != 1:
         check_rate(rate, up_to="at most")

@@ -25,6 +25,7 @@ from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, printable, showing
 from chiasm.jobs.embed_shards import USES, EmbedRequest, embed_shards
 from chiasm.pipeline.embed_summary import EmbedSummary, summary_error
+from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.storage import display_name
 
 HELP = """
@@ -42,12 +43,38 @@ NO_FAISS = (
 MOST_LISTED = 20  # dropped samples printed one by one
 
 EncoderName = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--encoder",
-        help="pocket, hf:ID_OR_DIR, st:ID_OR_DIR, two-tower:DIR or joint:DIR. "
+        help="pocket, hf:ID_OR_DIR, st:ID_OR_DIR, oc:NAME_OR_DIR, two-tower:DIR or joint:DIR. "
         "(default: the collection's; pocket for a new one)",
     ),
+]
+QueryPrompt = Annotated[
+    str | None, typer.Option(help="st: models: the prompt of queries, by its name or a text.")
+]
+DocumentPrompt = Annotated[
+    str | None, typer.Option(help="st: models: the prompt of what is embedded, likewise.")
+]
+Dims = Annotated[
+    int | None, typer.Option(min=1, help="Cut vectors to so many numbers (Matryoshka models).")
+]
+Reembed = Annotated[
+    bool,
+    typer.Option(
+        "--reembed", help="Embed shards again that were read, or encoded, in an earlier way."
+    ),
+]
+JointWeights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WEIGHTS",
+        help="Of the modalities in the mean that is a joint vector, as in image=2,text=1.",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Embed the first N samples only.")]
+MaxLoss = Annotated[
+    float | None, typer.Option(help="Share of samples that may be dropped. (default: 0.01)")
 ]
 
 
@@ -55,28 +82,28 @@ def embed(
     shards: Shards,
     to: Annotated[str, typer.Option(help="The collection's folder.")],
     encoder: EncoderName = None,
+    query_prompt: QueryPrompt = None,
+    document_prompt: DocumentPrompt = None,
+    dims: Dims = None,
+    joint_weights: JointWeights = None,
     device: Device = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
     address: Address = None,
     caption_field: CaptionField = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Embed the first N samples only.")
-    ] = None,
-    max_loss: Annotated[
-        float | None, typer.Option(help="Share of samples that may be dropped. (default: 0.01)")
-    ] = None,
-    reembed: Annotated[
-        bool, typer.Option("--reembed", help="Embed shards again that earlier rules have read.")
-    ] = False,
+    limit: Limit = None,
+    max_loss: MaxLoss = None,
+    reembed: Reembed = False,
     allow_damaged: Annotated[
         bool, typer.Option("--allow-damaged", help="Shards that are cut or damaged are no failure.")
     ] = False,
     allow_query: AllowQuery = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    flags = {"encoder.name": encoder, "encoder.device": device, "max_loss": max_loss}
-    flags["read.caption_field"] = caption_field
+    flags = {"encoder.name": one_encoder(encoder), "encoder.device": device, "encoder.dims": dims}
+    flags |= {"encoder.query_prompt": query_prompt, "encoder.document_prompt": document_prompt}
+    flags |= {"encoder.joint_weights": joint_weights}
+    flags |= {"read.caption_field": caption_field, "max_loss": max_loss}
     request = EmbedRequest(
         shards=list_command_shards(shards, allow_query),
         to=to,
@@ -96,10 +123,22 @@ def embed(
     else:
         print_summary(summary, to)
     print_odd(summary)
-    error = summary_error(summary)
-    if error is not None:
+    if (error := summary_error(summary)) is not None:
         print_failures(summary)
         raise error
+
+
+def one_encoder(names: list[str] | None) -> str | None:
+    """The name of --encoder, None for none; UsageError for several."""
+    first, *more = names or [None]
+    if more:
+        raise UsageError(
+            "--encoder",
+            expected="one encoder, since vectors of two are of different spaces and are not joined",
+            found=f"{1 + len(more)}",
+            do="embed into a collection for each",
+        )
+    return first
 
 
 def print_odd(summary: EmbedSummary) -> None:

@@ -12,7 +12,14 @@ from chiasm.index.queries import PictureBytes
 from chiasm.index.query import encoded_picture, explain_picture
 from chiasm.index.sheet import sheet_format, write_explanation
 from chiasm.jobs.cli.answer_inputs import Inputs, Item, file_of, one_text, read_inputs
-from chiasm.jobs.cli.options import ENCODING, Assignments, Device, Preset, print_progress
+from chiasm.jobs.cli.options import (
+    ENCODING,
+    Assignments,
+    Device,
+    Preset,
+    prepare_pictures,
+    print_progress,
+)
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import counted, json_line, printable_columns, shortened
 from chiasm.pipeline.encoders import (
@@ -66,6 +73,7 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a pair.")] = False,
 ) -> None:
     settings = compose(preset, assignments or (), {"encoder.device": device}, uses=ENCODING)
+    prepare_pictures(settings)
     inputs = read_inputs("explain", [image], one_text("explain", words or []))
     if to is not None and not inputs.several:
         sheet_format(to, "-o")

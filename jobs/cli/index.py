@@ -145,6 +145,8 @@ def print_summary(summary: BuildSummary) -> None:
     print(printable(f"generation {summary.generation} is live: {rows} of {shards}"))
     for column, kind in summary.columns.items():
         print(printable(f"  {column:<6}{summary.vectors[column]:>12,} vectors  {kind}"))
+    for column, size in summary.token_bytes.items():
+        print(printable(f"  {column}: tokens take {size:,.0f} bytes a row"))
     for column in summary.unmeasured:
         what = "rows are scored by 8-bit vectors; what these lose was not measured"
         print(printable(f"  {column}: {what}"))

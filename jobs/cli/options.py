@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from chiasm.jobs.config import Settings
 from chiasm.jobs.console import lines_of, printable
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import Shard
+from chiasm.pipeline.resizing import use_pillow
 from chiasm.pipeline.shards import list_shards
 
 Collection = Annotated[str, typer.Argument(metavar="COLLECTION", help="Its folder or URL.")]
@@ -40,8 +42,17 @@ ENCODER_HELP = (
 )
 StoredEncoder = Annotated[str | None, typer.Option(metavar="NAME", help=ENCODER_HELP)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-ENCODING = ("encoder.precision", "encoder.device", "encoder.threads")  # how a model runs
-MATCHER_HELP = "A model that matches: pocket, pocket:DIR, two-tower:DIR or joint:DIR."
+MATCHER_HELP = (
+    "A model that matches: pocket, pocket:DIR, two-tower:DIR, joint:DIR, or hf:ID_OR_DIR of a BLIP "
+    "or BLIP-2 for retrieval."
+)
+# How a model runs, and how pictures are prepared for it.
+ENCODING = ("encoder.precision", "encoder.device", "encoder.threads", "decode.exact")
+
+
+def prepare_pictures(settings: Settings) -> None:
+    """Decode and resize pictures as `decode.exact` says, until the command and its process end."""
+    use_pillow(settings.decode.exact)
 
 
 def folder_path(text: str) -> Path:

@@ -13,6 +13,7 @@ from chiasm.jobs.cli.options import (
     Device,
     Preset,
     StoredEncoder,
+    prepare_pictures,
     print_progress,
 )
 from chiasm.jobs.config import compose
@@ -44,6 +45,7 @@ def replay_(
     assignments: Assignments = None,
 ) -> None:
     settings = compose(preset, assignments or (), {"encoder.device": device}, uses=ENCODING)
+    prepare_pictures(settings)
     found = replay(
         receipt, collection=collection, encoding=settings.encoder, encode=encode, encoder=encoder
     )

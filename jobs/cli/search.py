@@ -31,6 +31,7 @@ from chiasm.jobs.cli.options import (
     Device,
     Preset,
     StoredEncoder,
+    prepare_pictures,
     print_progress,
 )
 from chiasm.jobs.cli.search_options import (
@@ -46,6 +47,7 @@ from chiasm.jobs.cli.search_options import (
     FalseAlarms,
     HitsFile,
     Hybrid,
+    Members,
     Minus,
     Pictures,
     Plus,
@@ -53,13 +55,14 @@ from chiasm.jobs.cli.search_options import (
     ReceiptFile,
     Rerank,
     SheetFile,
+    Sounds,
     Where,
     Words,
     one_condition,
 )
 from chiasm.jobs.cli.search_outputs import Output, check_output, require_file_alone
 from chiasm.jobs.cli.search_terms import Parts, query_maker
-from chiasm.jobs.config import compose
+from chiasm.jobs.config import Settings, compose
 from chiasm.jobs.console import json_line, lines_of, printable
 from chiasm.pipeline.collection import read_identity
 from chiasm.pipeline.encoders import require_explainer
@@ -70,6 +73,7 @@ from chiasm.pipeline.storage import Folder
 HELP = """
   chiasm search photos.chiasm "a red boat under a moon" -k 5 --sheet hits.png
   chiasm search photos.chiasm --image boat.jpg --column text
+  chiasm search sounds.chiasm --sound dog.wav
   chiasm search photos.chiasm --json < queries.txt
   chiasm search photos.chiasm "a red boat" --rerank match:20
   chiasm search photos.chiasm "bus 42 at the station" --hybrid
@@ -79,8 +83,8 @@ HELP = """
   chiasm search photos.chiasm "a red boat" --where "width > 512" --explain --receipt boat.json
 
 Without text and picture, queries are read from stdin, one a line. Columns: image finds pictures,
-text finds captions, joint finds pairs. A text and a picture together are searched by the mean of
-their vectors.
+text finds captions, joint finds pairs, sound or the name of another modality finds its members.
+What is given together is searched by the mean of its vectors.
 
 With --plus, --minus or --image, texts and pictures may begin with a weight: a number below 100, a
 colon and, for a text, a space, or a colon of full width. The query is then their weighted sum.
@@ -92,14 +96,23 @@ USES = (*ENCODING, "index.nprobe")  # settings
 BATCH = 64  # lines of stdin that are encoded together
 
 
+def _settings(preset: str, assignments: list[str] | None, device: str | None) -> Settings:
+    """The settings in force, and pictures prepared as they say."""
+    settings = compose(preset, assignments or (), {"encoder.device": device}, uses=USES)
+    prepare_pictures(settings)
+    return settings
+
+
 def search(
     collection: Collection,
     words: Words = None,
     k: Count = 10,
     image: Pictures = None,
+    sound: Sounds = None,
+    member: Members = None,
     plus: Plus = None,
     minus: Minus = None,
-    column: Column = "image",
+    column: Column = None,
     rerank: Rerank = None,
     hybrid: Hybrid = False,
     where: Where = None,
@@ -120,27 +133,26 @@ def search(
     preset: Preset = "laptop",
     assignments: Assignments = None,
 ) -> None:
-    settings = compose(preset, assignments or (), {"encoder.device": device}, uses=USES)
+    settings = _settings(preset, assignments, device)
     calibrated = false_alarms is not None and check_rate(false_alarms)
-    parts = Parts(image or (), plus or (), minus or ())
-    condition = one_condition(where)
+    parts = Parts(image or (), plus or (), minus or (), sound or (), member or ())
     output = Output(as_json, false_alarms, sheet, explain_hits, explain, receipt, audit)
-    check_output(output, collection, parts.inputs())
+    check_output(output, collection, parts.files())
     _require_collection_first(collection, words or [], parts.options())
     text = one_text("search", words or [], _in_quotes(collection, words or []))
-    fields: dict[str, Any] = {"column": column, "k": k, "rerank": _stages(rerank or [])}
-    fields |= {"hybrid": hybrid, "calibrated": calibrated, "where": condition}
-    fields |= {"dedup": dedup, "diversity": diversity, "nprobe": settings.index.nprobe or None}
-    from_file = queries is not None or to is not None
-    if from_file:
+    fields: dict[str, Any] = {"k": k, "rerank": _stages(rerank or []), "hybrid": hybrid}
+    fields |= {"calibrated": calibrated, "where": one_condition(where), "dedup": dedup}
+    fields |= {"diversity": diversity, "nprobe": settings.index.nprobe or None}
+    if queries is not None or to is not None:
         require_file_alone(queries, to, text is not None or bool(parts.options()), output)
-    searcher = _open(collection, allow_stale, settings.encoder, encoder, condition)
-    if from_file:
-        _answer_file(searcher, queries or "", to or "", audit, fields)
+    searcher = _open(collection, allow_stale, settings.encoder, encoder, fields["where"])
+    fields["column"] = column or searcher.default_column
+    if queries is not None and to is not None:
+        _answer_file(searcher, queries, to, audit, fields)
         return
     from_stdin = text == "-" or (text is None and not parts.options())
-    make_query = query_maker(parts, is_data=from_stdin, **fields)
-    _answer(searcher, _batches(text, make_query, from_stdin), output)
+    maker = query_maker(parts, is_data=from_stdin, **fields)
+    _answer(searcher, _batches(text, maker, from_stdin), output)
 
 
 def _open(
@@ -278,7 +290,9 @@ def _batches(
         return
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError(
-            "search", expected="a text, --image FILE, or queries on stdin", found="none of them"
+            "search",
+            expected="a text, --image FILE, --sound FILE, or queries on stdin",
+            found="none of them",
         )
     for lines in lines_of(sys.stdin.fileno(), "replace"):
         texts = list(filter(None, map(str.strip, lines)))

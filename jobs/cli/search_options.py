@@ -21,6 +21,22 @@ Pictures = Annotated[
         help="A picture to search by: a path, or a URL of http, https or s3. Can be repeated.",
     ),
 ]
+Sounds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sound",
+        metavar="[WEIGHT:]FILE",
+        help="A sound to search by, as --image. Can be repeated.",
+    ),
+]
+Members = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--member",
+        metavar="MODALITY=[WEIGHT:]FILE",
+        help="The same of any modality of the encoder, as in array=x.npy. Can be repeated.",
+    ),
+]
 Plus = Annotated[
     list[str] | None,
     typer.Option(metavar="[WEIGHT: ]TEXT", help="Search by this text, too. Can be repeated."),
@@ -30,13 +46,17 @@ Minus = Annotated[
     typer.Option(metavar="[WEIGHT: ]TEXT", help="Search away from this text. Can be repeated."),
 ]
 Column = Annotated[
-    str, typer.Option(help="image, text, joint, or another modality of the encoder.")
+    str | None,
+    typer.Option(
+        help="image, text, joint, or another modality of the encoder. (default: image, or what "
+        "the collection has in its place)"
+    ),
 ]
 Rerank = Annotated[
     list[str] | None,
     typer.Option(
         metavar="STAGE",
-        help="vectors:N, match:N or st:MODEL:N: score the first N again. Can be repeated.",
+        help="vectors:N, match:N, st:MODEL:N or hf:MODEL:N: score the first N again. Repeatable.",
     ),
 ]
 Hybrid = Annotated[bool, typer.Option("--hybrid", help="Find captions that have the words, too.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from chiasm.index.output_files import file_to_write
@@ -30,9 +30,9 @@ class Output:
     audit: float | None
 
 
-def check_output(output: Output, collection: str, pictures: Sequence[str]) -> None:
-    """Refuses what cannot be used now, rather than after the search. pictures: those that are
-    searched by, over which nothing may be written."""
+def check_output(output: Output, collection: str, files: Mapping[str, str]) -> None:
+    """Refuses what cannot be used now, rather than after the search. files: those that are searched
+    by, as they were typed, over which nothing may be written."""
     if output.audit is not None:
         check_share(output.audit)
     if output.sheet is not None:
@@ -41,12 +41,12 @@ def check_output(output: Output, collection: str, pictures: Sequence[str]) -> No
         raise UsageError(
             "--explain-hits", expected="--sheet FILE, on which it draws", found="no sheet"
         )
-    for picture in pictures:
+    for given, file in files.items():
         try:
-            canonical_url(picture, allow_query=True)
+            canonical_url(file, allow_query=True)
         except ChiasmError as error:
-            raise with_place("--image", error) from error
-    taken = {f"--image {picture}": picture for picture in pictures}
+            raise with_place(given.partition(" ")[0], error) from error
+    taken = dict(files)
     for option, to in (("--sheet", output.sheet), ("--receipt", output.receipt)):
         if to is not None:
             _require_own_file(option, to, collection, taken)

@@ -49,6 +49,14 @@ def status(
     if found.earlier_rules:
         count = f"{found.earlier_rules:,} shards read by earlier rules"
         print(printable(f"{count}; chiasm embed --reembed reads them again"))
+    if found.older_decoding:
+        count = f"{found.older_decoding:,} shards made by older decoding"
+        print(printable(f"{count}; chiasm embed --reembed makes them again"))
+    if found.earlier_prompts:
+        print(
+            "made by earlier prompts, which are today's where the model has none: "
+            "chiasm embed --reembed of all shards makes the rows anew if they would be others"
+        )
     if sources := found.sources.describe(found.path):
         print(printable(sources))
     for run in found.runs[-5:]:

@@ -113,7 +113,8 @@ class EmbedWorker:
         LOG.info("loaded encoder %s on %s", self.encoder.name, self.encoder.device)
         # Its first array costs pyarrow a search for pandas: a second, beside decode threads.
         pa.array([""])
-        return Loaded(Identity.of(self.encoder), tuple(self._log_lines.drain()))
+        identity = Identity.of(self.encoder, compute)
+        return Loaded(identity, tuple(self._log_lines.drain()))
 
     def embed(self, shard: Shard, limit: int | None) -> tuple[LedgerEntry, Files]:
         """Embed one shard; returns its ledger entry, and its files as they are then. See
@@ -129,6 +130,7 @@ class EmbedWorker:
             self.recipe.embedding,
             run_id=self.recipe.run_id,
             limit=limit,
+            operator_threads=self.recipe.compute.threads or 1,
             watch=self._watch,
         )
         return entry, stat_files(folder, shard.id)

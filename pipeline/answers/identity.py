@@ -113,6 +113,9 @@ def _request(settings: AnswerSettings) -> dict[str, Any]:
     fields = {"generate": settings.generate, "read": settings.read, "decode": settings.decode}
     plain = {name: json.loads(json.dumps(asdict(value))) for name, value in fields.items()}
     del plain["generate"]["candidates"]  # of pictures, which no task over shards draws
+    # As it was stored before there was `exact`: what was not scaled was decoded in full by Pillow.
+    # Answers by other pixels count as made: nobody's are made anew unasked.
+    plain["decode"]["scaled"] = not plain["decode"].pop("exact")
     return {
         "task": settings.task, "language": settings.language, "question": settings.question,
     } | plain  # fmt: skip

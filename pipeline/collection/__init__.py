@@ -72,6 +72,7 @@ from chiasm.pipeline.collection.summaries import (
     Survey,
     stat_files,
 )
+from chiasm.pipeline.collection.token_columns import token_column, tokens_of
 
 __all__ = [
     "FOLDERS",
@@ -136,6 +137,8 @@ __all__ = [
     "stat_relocations",
     "storable",
     "stored_parquet_name",
+    "token_column",
+    "tokens_of",
     "vectors_of",
     "write_entry",
     "write_failure",

@@ -24,6 +24,7 @@ from chiasm.pipeline.collection.parquet_schema import (
     shard_id_of,
 )
 from chiasm.pipeline.collection.parquet_writer import storable
+from chiasm.pipeline.collection.token_columns import is_tokens, numbers_of
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.stored_records import read_record
@@ -127,10 +128,17 @@ def _finite(rows: pa.Table) -> pa.Table:
     for name, column in zip(rows.column_names, rows.columns, strict=True):
         if pa.types.is_fixed_size_list(column.type) and column.type.value_type == pa.float16():
             for chunk in column.chunks:
-                bits = chunk.flatten().to_numpy(zero_copy_only=False).view(np.uint16)
-                if ((bits & _EXPONENT) == _EXPONENT).any():
-                    raise pa.ArrowInvalid(f"NaN or infinity in the vectors of {name}")
+                _require_finite(chunk, name)
+        elif is_tokens(column.type):
+            for chunk in column.chunks:
+                _require_finite(chunk.flatten(), name)
     return rows
+
+
+def _require_finite(vectors: pa.FixedSizeListArray, name: str) -> None:
+    bits = numbers_of(vectors).view(np.uint16)
+    if ((bits & _EXPONENT) == _EXPONENT).any():
+        raise pa.ArrowInvalid(f"NaN or infinity in the vectors of {name}")
 
 
 def _row(file: pq.ParquetFile, group: int, row: int, columns: list[str] | None) -> pa.Table:

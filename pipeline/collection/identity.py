@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import platform
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any, NoReturn
 
+from chiasm.pipeline.collection.embeddings import embedded_shard_ids
 from chiasm.pipeline.collection.ledger import read_or_none
 from chiasm.pipeline.collection.parquet_schema import (
     SCHEMAS,
@@ -22,10 +24,16 @@ from chiasm.pipeline.collection.parquet_schema import (
     schema_version,
     vector_columns,
 )
-from chiasm.pipeline.encoders import JOINT, Encoder, load_encoder
+from chiasm.pipeline.encoders import (
+    JOINT,
+    Encoder,
+    earlier_fingerprints,
+    load_encoder,
+    token_dims,
+)
 from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
-from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.records import IMAGE
+from chiasm.pipeline.pretrained import EncoderOptions, EncoderSettings
+from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.stored_records import read_record
 
@@ -40,7 +48,10 @@ class Identity:
     """The content of `collection.json`.
 
     device, versions: those of the first worker. dims: the width of each column that the encoder
-    fills, stored where `schema` is 2. dim: the width where there is one, else the largest."""
+    fills, stored where `schema` is 2 or 3. dim: the width where there is one, else the largest.
+    options: those of the encoder, stored where one is set. tokens: the width of a token's vector by
+    modality, stored where `schema` is 3. earlier: earlier fingerprints of the encoder, which are
+    not stored."""
 
     encoder: str
     fingerprint: str
@@ -52,6 +63,27 @@ class Identity:
     versions: dict[str, str]
     schema: int = 1
     dims: dict[str, Width] = field(default_factory=dict)
+    options: EncoderOptions = field(default_factory=EncoderOptions)
+    earlier: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def of_unheard_prompts(self) -> bool:
+        """Whether its rows were made when `st:` did not use the model's prompts for queries and
+        documents."""
+        text = self.preprocessing.get("text")
+        return (
+            self.encoder.startswith("st:") and isinstance(text, dict) and "query_prompt" not in text
+        )
+
+    tokens: dict[str, Width] = field(default_factory=dict)
+
+    @property
+    def default_column(self) -> str:
+        """What a search without one takes: pictures or, where there are none, what there is in
+        their place."""
+        filled = self.dims or {IMAGE: self.dim}
+        others = [name for name in filled if name not in (TEXT, JOINT)]
+        return IMAGE if IMAGE in others else [*others, TEXT][0]
 
     @property
     def columns(self) -> dict[str, int]:
@@ -59,10 +91,12 @@ class Identity:
         return vector_columns(self.dims or {"joint": self.dim})
 
     @classmethod
-    def of(cls, encoder: Encoder) -> Identity:
+    def of(cls, encoder: Encoder, options: EncoderOptions | None = None) -> Identity:
+        """options: those that the encoder was loaded with."""
         dims = dict(encoder.dims)
         _check_columns(encoder)
-        version = schema_version(dims)
+        tokens = token_dims(encoder)
+        version = schema_version(dims, tokens)
         picture = encoder.modalities.get(IMAGE)
         return cls(
             encoder=encoder.name,
@@ -75,13 +109,22 @@ class Identity:
             versions=package_versions(),
             schema=version,
             dims={} if version == 1 else dims,
+            options=EncoderOptions(**(options or EncoderOptions()).given()),
+            earlier=dict(earlier_fingerprints(encoder)),
+            tokens=tokens,
         )
 
     def to_json(self) -> bytes:
         """The file's bytes; those of schema 1 hold no `dims`."""
         fields = asdict(self)
+        del fields["earlier"]
         if self.schema == 1:
             del fields["dims"]
+        if self.schema < 3:
+            del fields["tokens"]
+        fields["options"] = self.options.given()
+        if not fields["options"]:
+            del fields["options"]
         text = json.dumps(fields, ensure_ascii=False, indent=1)
         return text.encode("utf-8", "surrogatepass") + b"\n"
 
@@ -130,14 +173,15 @@ class Collection:
         return cls(folder, identity, encoder)
 
     def load_encoder(self, encoding: EncoderSettings) -> Encoder:
-        """The encoder that made the vectors; CollectionError for another one, else raises as
-        `load_encoder` does."""
+        """The encoder that made the vectors, perhaps in an earlier way; CollectionError for another
+        one, else raises as `load_encoder` does."""
         its, name = self.identity, self.encoder or self.identity.encoder
-        encoder = load_encoder(name, encoding)
-        if encoder.fingerprint != its.fingerprint:
+        where = display_name(self.folder.url)
+        encoder = load_encoder(name, encoding.with_options(its.options, where))
+        if its.fingerprint not in (encoder.fingerprint, *earlier_fingerprints(encoder)):
             found = name if self.encoder else "another of that name"
             raise CollectionError(
-                display_name(self.folder.url),
+                where,
                 expected=f"encoder {its.encoder} ({its.fingerprint[:12]})",
                 found=f"{found} ({encoder.fingerprint[:12]})",
                 do=f"{its.name_weights()}, or embed the shards into another collection",
@@ -158,13 +202,15 @@ def _check_columns(encoder: Encoder) -> None:
             ", ".join(f"{column} {width}" for column, width in dims.items()) or "none",
             "project them into one space",
         )
+    if odd := set(token_dims(encoder)) - modalities:
+        refuse("tokens of the encoder's modalities", ", ".join(sorted(odd)), "leave them out")
     if set(dims) - {JOINT} != modalities or JOINT in modalities:
         refuse(
             "a width for each modality, and perhaps for joint",
             f"modalities {', '.join(sorted(modalities))}, widths for {', '.join(dims)}",
             "make dims and modalities agree",
         )
-    names = arrow_schema(dims).names
+    names = arrow_schema(dims, token_dims(encoder)).names
     odd = [name for name in modalities if not re.fullmatch("[a-z][a-z0-9_]*", name)]
     twice = [name for name in names if names.count(name) > 1]
     if odd or twice:
@@ -195,9 +241,15 @@ def require_no_answers(folder: Folder) -> None:
         )
 
 
-def create_or_check(folder: Folder, identity: Identity, run_id: str) -> Identity:
+def create_or_check(
+    folder: Folder, identity: Identity, run_id: str, renewed: Sequence[str] | None = None
+) -> Identity:
     """Write the identity if the collection has none, then compare ours with the one it has, which
     is returned.
+
+    renewed: the ids of the shards, where the run makes their rows anew if they were made in an
+    earlier way. If these are all, the identity is replaced: rows that are left of a run that was
+    killed then count as another encoder's, and the next run makes them anew.
 
     Of two runs that start together one writes; the other, if its encoder is another, fails here,
     before it embeds anything. Raises CollectionError."""
@@ -208,8 +260,36 @@ def create_or_check(folder: Folder, identity: Identity, run_id: str) -> Identity
         raise CollectionError(
             display_name(folder.url_of(NAME)), expected="an identity", found="none any more"
         )
+    if existing.fingerprint in identity.earlier:
+        _require_renewal(folder, identity.earlier[existing.fingerprint], renewed)
+        folder.write_whole(NAME, identity.to_json(), run_id)
+        return identity
     existing.require(identity.fingerprint, identity.encoder, display_name(folder.url))
+    if existing.of_unheard_prompts and not identity.of_unheard_prompts:  # its rows are the same
+        existing = replace(existing, preprocessing=identity.preprocessing)
+        folder.write_whole(NAME, existing.to_json(), run_id)
     return existing
+
+
+def _require_renewal(folder: Folder, what: str, renewed: Sequence[str] | None) -> None:
+    """CollectionError where rows that were made by earlier prompts, say, would stay beside new
+    ones."""
+    where = display_name(folder.url)
+    if renewed is None:
+        raise CollectionError(
+            where,
+            expected=f"rows made by the {what} of today, since two kinds do not mix",
+            found=f"rows made by earlier {what}, which can be searched as they are",
+            do="embed all of its shards again by --reembed, or embed into another collection",
+        )
+    left = sorted(set(embedded_shard_ids(folder)) - set(renewed))
+    if left:
+        raise CollectionError(
+            where,
+            expected=f"all of its shards with --reembed, since its {what} are earlier ones",
+            found=f"{len(left):,} that were not named, such as {left[0]}",
+            do="name them too, or embed into another collection",
+        )
 
 
 def package_versions() -> dict[str, str]:

@@ -93,7 +93,8 @@ class LedgerEntry:
     quarantined: why the shard could not be embedded, None when it was; attempts: how many were
     made. embedded_from: the shard as it was embedded, stored where it has been relocated since.
     dropped, notes: at most MOST_KEPT of a reason; drop_counts, note_counts: how many there are by
-    reason, empty in entries that have all. rules: the version of the rules of reading.
+    reason, empty in entries that have all. rules: the version of the rules of reading. decoding:
+    that of the way from bytes to pixels.
     """
 
     source: Shard
@@ -110,6 +111,7 @@ class LedgerEntry:
     drop_counts: dict[str, int] = field(default_factory=dict)
     note_counts: dict[str, int] = field(default_factory=dict)
     rules: int = 1
+    decoding: int = 1
 
     @property
     def as_embedded(self) -> Shard:

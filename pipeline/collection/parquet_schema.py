@@ -13,10 +13,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from chiasm.pipeline.collection.ledger import LedgerEntry, made_of
+from chiasm.pipeline.collection.token_columns import token_fields
 from chiasm.pipeline.records import COLUMNS, IMAGE, Shard
 from chiasm.pipeline.storage import is_temporary
 
-SCHEMAS = (1, 2)  # that are read
+SCHEMAS = (1, 2, 3)  # that are read
 Width = Annotated[int, Field(ge=1, le=1 << 20)]  # of a vector; more than any model has
 FOOTER_KEY = b"chiasm"
 FOLDER = "embeddings"
@@ -37,9 +38,9 @@ class Footer:
     """What a Parquet file says of itself, stored as JSON under the key `chiasm` of its metadata.
 
     `rows` and `dropped` count samples; source, edition and counts repeat the ledger's, and the two
-    have to agree. `encoder`, `fingerprint`, `dim` and `dims` repeat collection.json; `dims` is
-    stored where `schema` is 2. `embedded_from`: the shard as it was embedded, stored where it has
-    been relocated since.
+    have to agree. `encoder`, `fingerprint`, `dim`, `dims` and `tokens` repeat collection.json;
+    `dims` is stored where `schema` is 2 or 3, `tokens` where it is 3. `embedded_from`: the shard as
+    it was embedded, stored where it has been relocated since.
     """
 
     source: Shard
@@ -52,6 +53,7 @@ class Footer:
     schema: int = 1
     dims: Mapping[str, Width] = field(default_factory=dict)
     embedded_from: Shard | None = None
+    tokens: Mapping[str, Width] = field(default_factory=dict)
 
     @property
     def as_embedded(self) -> Shard:
@@ -83,13 +85,17 @@ class Footer:
         fields = asdict(self)
         if self.schema == 1:
             del fields["dims"]
+        if self.schema < 3:
+            del fields["tokens"]
         if self.embedded_from is None:
             del fields["embedded_from"]
         return json.dumps(fields, sort_keys=True)
 
 
-def schema_version(dims: Mapping[str, int]) -> int:
-    """1 for pictures and texts of one width, 2 for any other columns."""
+def schema_version(dims: Mapping[str, int], tokens: Mapping[str, int] | None = None) -> int:
+    """1 for pictures and texts of one width, 2 for any other columns, 3 with columns of tokens."""
+    if tokens:
+        return 3
     alike = len(set(dims.values())) == 1
     return 1 if alike and set(dims) <= set(COLUMNS) else 2
 
@@ -101,11 +107,12 @@ def vector_columns(dims: Mapping[str, int]) -> dict[str, int]:
     return {column: dims.get(column, width) for column in COLUMNS} | dict(dims)
 
 
-def arrow_schema(dims: Mapping[str, int]) -> pa.Schema:
+def arrow_schema(dims: Mapping[str, int], tokens: Mapping[str, int] | None = None) -> pa.Schema:
     """The columns of docs/formats.md; vectors are null in rows that lack the modality.
 
     dims: the width of each column that the encoder fills. A modality M beyond pictures and texts
-    adds M, M_member, M_offset, M_size and M_sha256."""
+    adds M, M_member, M_offset, M_size and M_sha256. tokens: the width of a token's vector, by
+    modality that has a column of them (token_columns.py)."""
     columns = vector_columns(dims)
     others = [column for column in columns if column not in COLUMNS]
     return pa.schema(
@@ -121,6 +128,7 @@ def arrow_schema(dims: Mapping[str, int]) -> pa.Schema:
             *_member_fields(""),
             *((column, _vector(columns[column])) for column in others),
             *itertools.chain.from_iterable(_member_fields(f"{column}_") for column in others),
+            *token_fields(tokens or {}),
         ]
     )
 

@@ -1,9 +1,9 @@
 """Writes embeddings: one Parquet file a shard, in row groups.
 
-In come `Embedded` batches, out comes `embeddings/<shard id>.parquet`, which has its final name if
-and only if the shard is done. Vectors are float16 fixed-size lists, BYTE_STREAM_SPLIT and zstd
-without dictionaries: several times faster to read than pyarrow's defaults, and smaller. Nothing in
-a file depends on when or where it was written, so the same shard gives the same bytes.
+In come batches, out comes `embeddings/<shard id>.parquet`, which has its final name if and only if
+the shard is done. Vectors are float16 fixed-size lists, BYTE_STREAM_SPLIT and zstd without
+dictionaries: several times faster to read than pyarrow's defaults, and smaller. Nothing in a file
+depends on when or where it was written, so the same shard gives the same bytes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ from chiasm.pipeline.collection.parquet_schema import (
     parquet_name,
     vector_columns,
 )
+from chiasm.pipeline.collection.token_columns import (
+    SUFFIX,
+    is_tokens,
+    token_array,
+    token_leaves,
+)
 from chiasm.pipeline.records import IMAGE, Decoded, Embedded, Shard, VectorColumn
 from chiasm.pipeline.storage import Folder
 
@@ -37,18 +43,30 @@ class ParquetWriter:
     Used in a `with`: leaving it without a commit leaves nothing behind.
     """
 
-    def __init__(self, folder: Folder, shard: Shard, dims: Mapping[str, int], run_id: str) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        shard: Shard,
+        dims: Mapping[str, int],
+        run_id: str,
+        tokens: Mapping[str, int] | None = None,
+    ) -> None:
+        """dims, tokens: as `arrow_schema` takes them."""
         self.shard, self.rows, self._folder = shard, 0, folder
-        self._schema = arrow_schema(dims)
+        self._schema = arrow_schema(dims, tokens)
         self._file = folder.create(parquet_name(shard.id), run_id)
         self._parquet = pq.ParquetWriter(
             self._file,
             self._schema,
             compression="zstd",
             use_dictionary=False,
-            column_encoding={
-                f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in vector_columns(dims)
-            },
+            column_encoding=dict.fromkeys(
+                [
+                    *(f"{name}.list.element" for name in vector_columns(dims)),
+                    *token_leaves(tokens or {}),
+                ],
+                "BYTE_STREAM_SPLIT",
+            ),
             # Free, and the only way to tell a flipped bit: vectors hardly compress, and zstd puts
             # what it cannot compress there as it is.
             write_page_checksum=True,
@@ -69,11 +87,19 @@ class ParquetWriter:
         self._parquet.is_open = False
         self._file.__exit__(kind, error, trace)
 
+    def table(self, embedded: Embedded) -> pa.Table:
+        """The rows of a batch as `append` takes them; in any thread."""
+        return table_of(embedded, self.shard.id, self._schema)
+
     def write(self, embedded: Embedded) -> None:
-        """Take a batch; whole row groups go to the file as they fill."""
-        self._waiting.append(table_of(embedded, self.shard.id, self._schema))
-        self._waiting_rows += len(embedded.batch)
-        self.rows += len(embedded.batch)
+        """Take a batch."""
+        self.append(self.table(embedded))
+
+    def append(self, table: pa.Table) -> None:
+        """Take rows; whole row groups go to the file as they fill."""
+        self._waiting.append(table)
+        self._waiting_rows += len(table)
+        self.rows += len(table)
         if self._waiting_rows >= ROW_GROUP:
             self._flush(everything=False)
 
@@ -119,6 +145,9 @@ def table_of(embedded: Embedded, shard_id: str, schema: pa.Schema) -> pa.Table:
     for column in schema:
         if column.name in plain:
             arrays.append(pa.array(plain[column.name], type=column.type))
+        elif is_tokens(column.type):
+            found = embedded.tokens.get(column.name.removesuffix(SUFFIX))
+            arrays.append(token_array(found, len(rows), column.type))
         else:
             arrays.append(_vector_array(embedded.columns.get(column.name), len(rows), column.type))
     return pa.Table.from_arrays(arrays, schema=schema)

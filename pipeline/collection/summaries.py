@@ -60,7 +60,7 @@ class ShardSummary:
     """A ledger entry as counts, and the files that it was made from. dropped, notes: how many by
     reason. quarantined: why the shard was given up, None where it is done. ledger, embeddings: its
     entry and its Parquet file. unfinished: whether the two do not agree; such a summary is never
-    stored. embedded_from, rules, damage: see `LedgerEntry`."""
+    stored. embedded_from, rules, decoding, damage: see `LedgerEntry`."""
 
     source: Shard
     edition: str
@@ -73,6 +73,7 @@ class ShardSummary:
     unfinished: bool = False
     embedded_from: Shard | None = None
     rules: int = 1
+    decoding: int = 1
     damage: str | None = None
 
     @classmethod
@@ -86,6 +87,7 @@ class ShardSummary:
             entry.quarantined,
             embedded_from=entry.embedded_from,
             rules=entry.rules,
+            decoding=entry.decoding,
             damage=entry.damage,
         )
 
@@ -278,8 +280,9 @@ def _fields(summary: ShardSummary) -> dict[str, Any]:
             fields[name] = value
     if summary.embedded_from is not None:
         fields["embedded_from"] = asdict(summary.embedded_from)
-    if summary.rules > 1:
-        fields["rules"] = summary.rules
+    for name in ("rules", "decoding"):
+        if (version := getattr(summary, name)) > 1:
+            fields[name] = version
     for name, file in (("ledger", summary.ledger), ("embeddings", summary.embeddings)):
         if file is not None:
             fields[name] = {"size": file.size, "version": file.version}

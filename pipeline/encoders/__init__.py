@@ -16,9 +16,12 @@ from chiasm.pipeline.encoders.answerers import (
 )
 from chiasm.pipeline.encoders.base import (
     BaseEncoder,
+    earlier_fingerprints,
+    joins,
     normalized_mean,
     require_matcher,
     require_modality,
+    token_dims,
     unit,
 )
 from chiasm.pipeline.encoders.explainer import (
@@ -31,6 +34,7 @@ from chiasm.pipeline.encoders.explainer import (
     require_method,
 )
 from chiasm.pipeline.encoders.faults import (
+    ENCODE_NOTES,
     ENCODE_REASONS,
     Fault,
     describe,
@@ -64,12 +68,14 @@ from chiasm.pipeline.encoders.registry import (
     split_encoder_name,
     with_absolute_folder,
 )
+from chiasm.pipeline.encoders.tokens import joined_tokens, scatter_tokens
 from chiasm.pipeline.pretrained import EncoderSettings
 
 __all__ = [
     "ANSWERERS",
     "DEFAULT",
     "ENCODERS",
+    "ENCODE_NOTES",
     "ENCODE_REASONS",
     "JOINT",
     "LANGUAGES",
@@ -96,7 +102,10 @@ __all__ = [
     "Word",
     "answer_batch",
     "describe",
+    "earlier_fingerprints",
     "is_out_of_memory",
+    "joined_tokens",
+    "joins",
     "language_of",
     "load_answerer",
     "load_encoder",
@@ -114,7 +123,9 @@ __all__ = [
     "require_task",
     "require_trial",
     "require_unit_vectors",
+    "scatter_tokens",
     "split_encoder_name",
+    "token_dims",
     "unit",
     "with_absolute_folder",
 ]

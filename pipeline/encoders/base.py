@@ -4,13 +4,14 @@ their mean, and the errors for a model that does not take a modality or does not
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from chiasm.pipeline.encoders.protocols import (
+    JOINT,
     Array,
     Encoded,
     Encoder,
@@ -25,6 +26,12 @@ from chiasm.pipeline.records import IMAGE, TEXT
 class BaseEncoder:
     """The defaults of `Encoder`: queries are encoded as rows are, a joint vector is the normalised
     mean, an item's cost is its size as float32."""
+
+    @property
+    def joint_is_mean(self) -> bool:
+        """Whether a joint vector is the mean of its parts: then a row need not have all of them,
+        and they can be weighted."""
+        return type(self).encode_joint is BaseEncoder.encode_joint
 
     def cost(self, modality: str, item: Any) -> int:
         if isinstance(item, np.ndarray):
@@ -42,6 +49,31 @@ class BaseEncoder:
 
     def encode_joint_queries(self, parts: Mapping[str, Encoded]) -> Array:
         return normalized_mean([part.vectors for part in parts.values()])
+
+
+def earlier_fingerprints(encoder: Encoder) -> Mapping[str, str]:
+    """Fingerprints that the same model had where its rows were made in an earlier way, and what
+    differs about that: `prompts`. Such rows can be searched with its queries. It is an optional
+    attribute of encoders."""
+    return getattr(encoder, "earlier_fingerprints", {})
+
+
+def token_dims(encoder: Preprocessor) -> dict[str, int]:
+    """The width of a token's vector by modality, of an encoder that gives tokens, its `token_dims`;
+    {} of another."""
+    return dict(getattr(encoder, "token_dims", {}))
+
+
+def joins(encoder: Encoder, modalities: Set[str]) -> bool:
+    """Whether a row of these modalities has a joint vector: of all that the encoder takes or, where
+    that vector is a mean, of two or more of them that have a weight."""
+    if JOINT not in encoder.dims:
+        return False
+    if not getattr(encoder, "joint_is_mean", False):  # which an encoder of others need not have
+        return modalities == encoder.modalities.keys()
+    weights: Mapping[str, float] = getattr(encoder, "joint_weights", {})
+    least = min(2, len(encoder.modalities))
+    return len(modalities) >= least and any(weights.get(name, 1) for name in modalities)
 
 
 def model_folder(family: str, model: str) -> Path:
@@ -93,11 +125,16 @@ def require_matcher(encoder: Encoder) -> MatchingEncoder:
     """The encoder, if it can match; UsageError for one that makes vectors only."""
     if isinstance(encoder, Matcher):
         return cast(MatchingEncoder, encoder)
-    raise UsageError(
-        f"encoder {encoder.name}",
+    raise vectors_only(encoder.name)
+
+
+def vectors_only(name: str) -> UsageError:
+    """The error for an encoder that cannot match."""
+    return UsageError(
+        f"encoder {name}",
         expected="one that matches words with pictures",
         found="one that makes vectors only",
-        do="take pocket, or a model that chiasm train made",
+        do="take pocket, a model that chiasm train made, or hf: of a BLIP for retrieval",
     )
 
 

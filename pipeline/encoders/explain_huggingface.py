@@ -1,4 +1,4 @@
-"""What CLIP and SigLIP of transformers give for explanations: maps of their patches and tokens.
+"""What dual encoders of transformers give for explanations: maps of their patches and tokens.
 
 CLIP pools its first token, SigLIP by attention of a learned query: either way the layer to explain
 is the last one with attention, and gradients say which of its outputs are read.
@@ -35,6 +35,21 @@ def attention_layers(network: nn.Module) -> list[Layer | nn.MultiheadAttention]:
         if len(linear) == 4 and len({part.out_features for part in linear[:3]}) == 1 and heads:
             query, key, value, out = linear
             layers.append(Layer(query, key, value, out, heads))
+    return layers
+
+
+def text_layers(tower: nn.Module) -> list[Layer | nn.MultiheadAttention]:
+    """The attention layers of a text tower, those of the BERT family too, which have the queries,
+    keys and values in a module `self` and the last projection in one beside it."""
+    layers = attention_layers(tower)
+    for module in [] if layers else tower.modules():
+        inner: Any = getattr(module, "self", None)
+        parts = [getattr(inner, name, None) for name in ("query", "key", "value")]
+        parts.append(getattr(getattr(module, "output", None), "dense", None))
+        linear = [part for part in parts if isinstance(part, nn.Linear)]
+        if len(linear) == 4:
+            query, key, value, out = linear
+            layers.append(Layer(query, key, value, out, inner.num_attention_heads))
     return layers
 
 
@@ -79,10 +94,8 @@ class HuggingFaceMapper:
         network = self._network
         inputs = self._pixels.inputs(items, self._device, self._dtype)
         tokens = {name: value.to(self._device) for name, value in self._tokens(texts).items()}
-        of_image, of_text = (
-            layers_read(attention_layers(tower), method)
-            for tower in (network.vision_model, network.text_model)
-        )
+        of_image = layers_read(attention_layers(network.vision_model), method)
+        of_text = layers_read(text_layers(network.text_model), method)
         with torch.enable_grad(), record([*of_image, *of_text]) as sites:
             image = functional.normalize(
                 network.get_image_features(**inputs).pooler_output.float(), dim=-1

@@ -21,6 +21,10 @@ ENCODE_REASONS = {  # every reason of stage "encode", and its description
     "not_unit": "a vector of it is zero, or not of length 1",
     "out_of_memory": "its forward pass does not fit in memory, even alone",
 }
+ENCODE_NOTES = {  # every reason of a note about a row that has vectors, and its description
+    "text_truncated": "the caption is longer than the model takes, or than its fusion attends to; "
+    "its end has no part in a vector",
+}
 UNIT_TOLERANCE = 1e-2  # of a vector's length; bfloat16 has 8 bits, so unit vectors are off by 4e-3
 MAX_DETAIL = 200  # characters of a library's message, which may quote its whole input
 

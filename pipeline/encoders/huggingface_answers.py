@@ -20,9 +20,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from chiasm.pipeline.encoders.answerers import LANGUAGES, GenerateSettings, Reply, Request
 from chiasm.pipeline.encoders.base import require_modality
-from chiasm.pipeline.encoders.huggingface import OURS_ALONE, PROCESSORS, WEIGHTS, load_network
 from chiasm.pipeline.encoders.huggingface_answerer import Generating, HuggingFaceAnswerer
+from chiasm.pipeline.encoders.huggingface_folder import PROCESSORS, WEIGHTS, load_network
 from chiasm.pipeline.encoders.huggingface_generate import seeded
+from chiasm.pipeline.encoders.huggingface_kinds import load_config
+from chiasm.pipeline.encoders.huggingface_texts import OURS_ALONE
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device_and_precision import (
@@ -60,11 +62,11 @@ def load(model: str, settings: EncoderSettings) -> HuggingFaceAnswerer:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     folder = find_model("hf", model, WEIGHTS, use="model")
-    with translating_load_errors(folder.title, "a config.json"):
-        config = transformers.AutoConfig.from_pretrained(folder.path, **OURS_ALONE)
+    config = load_config(folder)
     name = _network_name(folder, config)
     folder.require_one_of(PROCESSORS, "processor")
-    with translating_load_errors(folder.title, "a processor"):
+    described = [folder.path / file for file in PROCESSORS]
+    with translating_load_errors(folder.title, "a processor", described):
         processor: Any = transformers.AutoProcessor.from_pretrained(
             folder.path, backend="pil", **OURS_ALONE
         )

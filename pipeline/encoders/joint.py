@@ -16,7 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chiasm.pipeline.encoders.base import BaseEncoder, image_and_text, model_folder
+from chiasm.pipeline.encoders.base import (
+    BaseEncoder,
+    earlier_fingerprints,
+    image_and_text,
+    model_folder,
+)
 from chiasm.pipeline.encoders.protocols import JOINT, Array, Encoded, Encoder
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.model.frozen_joint import FROZEN_FILES, load_frozen_joint
@@ -49,7 +54,8 @@ class JointEncoder(BaseEncoder):
         config = network.config
         self.name = f"joint:{folder}"
         self.base = load_base(config.encoder, settings)
-        if self.base.fingerprint != config.fingerprint:
+        earlier = earlier_fingerprints(self.base)
+        if config.fingerprint not in (self.base.fingerprint, *earlier):
             raise EncoderError(
                 f"encoder {self.name}",
                 expected=f"the encoder {config.encoder} that it was trained on",
@@ -58,14 +64,15 @@ class JointEncoder(BaseEncoder):
             )
         self.precision, self.device = self.base.precision, self.base.device
         self._network = network.to(self.device)
-        self.modalities = self.base.modalities
-        self.dims = {**self.base.dims, JOINT: config.dim}
+        # What the fusion takes: of an encoder with more modalities it would leave the others out.
+        self.modalities = {name: self.base.modalities[name] for name in (IMAGE, TEXT)}
+        self.dims = {name: self.base.dims[name] for name in (IMAGE, TEXT)} | {JOINT: config.dim}
         joint = "weighted mean" if network.fusion.is_mean else "learned fusion"
         self.preprocessing: dict[str, Any] = {**self.base.preprocessing, "joint": joint}
-        digest = hashlib.blake2b(config.fingerprint.encode(), digest_size=16)
-        for name in FROZEN_FILES:
-            digest.update((folder / name).read_bytes())
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = _fingerprint(folder, self.base.fingerprint)
+        self.earlier_fingerprints = {
+            _fingerprint(folder, before): what for before, what in earlier.items()
+        }
 
     def preprocess(self, modality: str, raw: Any) -> Any:
         """As the encoder below."""
@@ -90,9 +97,7 @@ class JointEncoder(BaseEncoder):
     @torch.inference_mode()
     def encode_joint(self, parts: Mapping[str, Encoded]) -> Array:
         """B pairs -> (B, D) float32 unit rows: fused where the fusion beat the best weighted mean
-        on samples held out, else that mean. Pairs of two other modalities: as the encoder below."""
-        if parts.keys() != {IMAGE, TEXT}:
-            return self.base.encode_joint(parts)
+        on samples held out, else that mean."""
         text, image = (self._vectors(parts[modality]) for modality in (TEXT, IMAGE))
         rows = [np.zeros((0, self._network.config.dim), np.float32)]
         for start in range(0, len(text), BLOCK):
@@ -127,3 +132,11 @@ class JointEncoder(BaseEncoder):
 
     def _vectors(self, encoded: Encoded) -> Tensor:
         return torch.from_numpy(np.asarray(encoded.vectors, np.float32)).to(self.device)
+
+
+def _fingerprint(folder: Path, base: str) -> str:
+    """32 hex digits over the files of the folder and the fingerprint of the encoder below."""
+    digest = hashlib.blake2b(base.encode(), digest_size=16)
+    for name in FROZEN_FILES:
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()

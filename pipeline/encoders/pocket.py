@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from chiasm.pipeline.encoders.base import (
     BaseEncoder,
@@ -38,9 +37,9 @@ from chiasm.pipeline.model.checkpoint import FILES, SHIPPED, load_model
 from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.inference import (
     fuse_pairs,
+    ids_modality,
     image_modality,
     match_pairs,
-    text_modality,
 )
 from chiasm.pipeline.model.preprocess import RULE, to_pixels
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -97,7 +96,7 @@ class PocketEncoder(BaseEncoder):
         require_modality(self, modality)
         if modality == TEXT:
             return raw
-        return to_pixels(Image.fromarray(raw), self.network.config.image.side)
+        return to_pixels(raw, self.network.config.image.side)
 
     @torch.inference_mode()
     def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
@@ -105,11 +104,14 @@ class PocketEncoder(BaseEncoder):
         require_modality(self, modality)
         if not len(items):
             return Encoded(np.zeros((0, self.dims[modality]), dtype=np.float32))
+        cut = None
         if modality == IMAGE:
             rows = image_modality(self.network, items)
         else:
-            rows = text_modality(self.network, self.tokenizer, items)
-        return Encoded(rows.vector.float().cpu().numpy(), state=rows if self.fuses else None)
+            ids, cut = self.tokenizer.read(items, self.network.config.text.context)
+            rows = ids_modality(self.network, ids)
+        vectors = rows.vector.float().cpu().numpy()
+        return Encoded(vectors, tokens_cut=cut, state=rows if self.fuses else None)
 
     @torch.inference_mode()
     def encode_joint(self, parts: Mapping[str, Encoded]) -> Array:

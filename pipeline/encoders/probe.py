@@ -1,10 +1,11 @@
 """A model is given one pair when it is loaded: two texts of different length, two pictures.
 
 What is wrong with the model itself is found here, in one line, before a shard is read: a tokenizer
-without a padding token, vectors of another width than it says, NaN for everything. It costs one
-forward pass of two pictures, two texts and their joint vectors: of one core 0.02 s for `pocket`,
-0.33 s for CLIP ViT-B/32, whose loading takes 0.5 s beside it.
-Modalities other than pictures and texts are not probed: nobody but their encoder knows their bytes.
+without a padding token, vectors of another width than it says, NaN for everything, vectors that
+depend on what is encoded beside an item. It costs a forward pass of two pictures, two texts and
+their joint vectors, one of the texts as queries, and one of a picture and of a text alone.
+Sounds are probed as pictures are. Other modalities are not: nobody but their encoder knows their
+bytes.
 """
 
 from __future__ import annotations
@@ -24,15 +25,23 @@ from chiasm.pipeline.encoders.answerers import (
     Request,
     answer_batch,
 )
+from chiasm.pipeline.encoders.base import joins
 from chiasm.pipeline.encoders.faults import (
     ENCODE_REASONS,
     Fault,
     match_checked,
     require_unit_vectors,
 )
-from chiasm.pipeline.encoders.protocols import JOINT, Encoded, Encoder, Matcher, Preprocessor
+from chiasm.pipeline.encoders.protocols import (
+    JOINT,
+    Array,
+    Encoded,
+    Encoder,
+    Matcher,
+    Preprocessor,
+)
 from chiasm.pipeline.errors import ChiasmError, EncoderError, Undecodable
-from chiasm.pipeline.pretrained import mend_model
+from chiasm.pipeline.pretrained import mend_model, most_moved
 from chiasm.pipeline.records import IMAGE, TEXT
 
 T = TypeVar("T")
@@ -43,20 +52,30 @@ TEXTS = ("a note", "something that somebody once wrote about what was there")
 
 def probe_encoder(encoder: Encoder) -> None:
     """Raise EncoderError where the encoder does not give unit vectors of its widths for two texts
-    and two pictures. One of two that it refuses alone is that item's fault, not the model's."""
+    and two pictures, for texts as queries too, or where an item's vector depends on what is encoded
+    beside it. One of two that it refuses alone is that item's fault, not the model's."""
     encoded: dict[str, Encoded] = {}
+    sounds = {
+        modality: _sounds(given.rate)
+        for modality, given in encoder.modalities.items()
+        if given.rate is not None
+    }
     part = ""
     try:
-        for modality, raws in _inputs().items():
+        for modality, raws in (_inputs() | sounds).items():
             part = modality
             items = _preprocessed(encoder, modality, raws)
             if items is not None:
-                encode = functools.partial(_encode, encoder, modality)
-                made = _trial(encode, items)
+                made = _trial(functools.partial(_encode, encoder.encode, encoder, modality), items)
                 if made is not None:
                     encoded[modality] = made
+                    _require_the_same_alone(encoder, modality, items[0], made.vectors[0])
+                if modality == TEXT:
+                    part = "text as a query"
+                    ask = functools.partial(_encode, encoder.encode_queries, encoder, modality)
+                    _trial(ask, items)
         part = JOINT
-        if JOINT in encoder.dims and encoded.keys() == encoder.modalities.keys():
+        if joins(encoder, encoded.keys()):
             _trial(functools.partial(_encode_joint, encoder, encoded), range(len(TEXTS)))
     except ChiasmError:
         raise
@@ -64,7 +83,8 @@ def probe_encoder(encoder: Encoder) -> None:
         fault = Fault.of(error, part)
         raise EncoderError(
             f"encoder {encoder.name}",
-            expected="unit vectors for two texts and two pictures, as a trial",
+            expected=f"unit vectors for two texts and two {'sounds' if sounds else 'pictures'}, "
+            "as a trial",
             found=fault.detail,
             do=_advice(fault, encoder),
         ) from error
@@ -146,8 +166,28 @@ def _trial(encode: Callable[[Sequence[Any]], T], items: Sequence[Any]) -> T | No
     return None
 
 
-def _encode(encoder: Encoder, modality: str, items: Sequence[Any]) -> Encoded:
-    encoded = encoder.encode(modality, items)
+def _require_the_same_alone(encoder: Encoder, modality: str, item: Any, beside: Array) -> None:
+    """Raise EncoderError where an item has another vector alone than `beside` another item. That is
+    a model whose padding is not masked, or has to be of full length."""
+    alone = _encode(encoder.encode, encoder, modality, [item]).vectors[0]
+    if np.linalg.norm(alone - beside) > most_moved(encoder.precision):
+        raise EncoderError(
+            f"encoder {encoder.name}",
+            expected="vectors that depend on their item alone",
+            found=f"cosine {alone @ beside:.4f} between those of the same {modality}, alone and "
+            "beside another",
+            do="take another encoder, such as hf: for CLIP and SigLIP; this one does not mask what "
+            "it pads",
+        )
+
+
+def _encode(
+    encode: Callable[[str, Sequence[Any]], Encoded],
+    encoder: Encoder,
+    modality: str,
+    items: Sequence[Any],
+) -> Encoded:
+    encoded = encode(modality, items)
     require_unit_vectors(encoded.vectors, len(items), encoder.dims[modality], modality)
     return encoded
 
@@ -169,6 +209,13 @@ def _inputs() -> dict[str, tuple[Any, Any]]:
     y, x = np.mgrid[0:64, 0:96]
     wide = np.stack([2 * x, 3 * y, 255 - x - y], axis=-1).astype(np.uint8)
     return {IMAGE: (wide, np.ascontiguousarray(wide[:, 16:80].transpose(1, 0, 2))), TEXT: TEXTS}
+
+
+def _sounds(rate: int) -> tuple[Any, Any]:
+    """Two tones that rise, of half a second and of two."""
+    seconds = np.arange(2 * rate, dtype=np.float32) / rate
+    tone = np.sin(2 * np.pi * (200 + 100 * seconds) * seconds).astype(np.float32)
+    return tone[: rate // 2], tone
 
 
 def _preprocessed(model: Preprocessor, modality: str, raws: tuple[Any, Any]) -> list[Any] | None:

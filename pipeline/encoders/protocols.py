@@ -14,6 +14,8 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 
 Array = np.ndarray
+# Of members that are sounds, in order of preference where a sample has several.
+SOUND_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff")
 JOINT = "joint"  # the column of vectors that several modalities share
 
 
@@ -23,7 +25,8 @@ class Input:
 
     extensions: of the members that belong to it; empty for `image` and `text`, whose members the
     reader knows. side: pictures: the shorter side that is wanted in pixels, None for the whole
-    picture. rate: sound: samples a second.
+    picture. rate: samples a second of a modality that is sound: its members are decoded, and each
+    item is one channel at that rate. None for any other.
     """
 
     extensions: tuple[str, ...] = ()
@@ -114,9 +117,9 @@ class Encoder(Preprocessor, Protocol):
     def preprocess(self, modality: str, raw: Any) -> Any:
         """One raw item -> what `encode` takes of it. Runs in the decode threads.
 
-        raw: `image`: uint8 (H, W, 3) RGB; sound: float32 (T,) at the wanted rate; `text`: str;
-        another modality: the bytes of its member. Raises errors.Undecodable for an item that
-        cannot be used."""
+        raw: `image`: uint8 (H, W, 3) RGB; `text`: str; a modality with a rate: float32 (T,), T > 0,
+        at that rate; another modality: the bytes of its member. Raises errors.Undecodable for an
+        item that cannot be used."""
         ...
 
     def cost(self, modality: str, item: Any) -> int:

@@ -12,8 +12,10 @@ in a later `chiasm search`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 
 from chiasm.pipeline.encoders.answerers import Answerer
@@ -21,6 +23,8 @@ from chiasm.pipeline.encoders.base import require_matcher
 from chiasm.pipeline.encoders.faults import describe
 from chiasm.pipeline.encoders.probe import probe_encoder, probe_matcher
 from chiasm.pipeline.encoders.protocols import Encoder, Matcher
+from chiasm.pipeline.encoders.shortened import shortened
+from chiasm.pipeline.encoders.weighted import weighted
 from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings, mend_model
 
@@ -42,10 +46,25 @@ def _huggingface(model: str, settings: EncoderSettings) -> Encoder:
     return huggingface.load(model, settings)
 
 
-def _sentence_transformer(model: str, settings: EncoderSettings) -> Encoder:
-    from chiasm.pipeline.encoders import sentence_transformer
+def _huggingface_matcher(model: str, settings: EncoderSettings) -> Matcher:
+    from chiasm.pipeline.encoders import huggingface
 
+    return huggingface.load_matcher(model, settings)
+
+
+def _sentence_transformer(model: str, settings: EncoderSettings) -> Encoder:
+    from chiasm.pipeline.encoders import multi_vector, sentence_transformer
+
+    if multi_vector.is_multi_vector(model):
+        return multi_vector.load(model, settings)
+    multi_vector.refuse_pooling(model, settings)
     return sentence_transformer.load(model, settings)
+
+
+def _open_clip(model: str, settings: EncoderSettings) -> Encoder:
+    from chiasm.pipeline.encoders import openclip
+
+    return openclip.load(model, settings)
 
 
 def _two_tower(model: str, settings: EncoderSettings) -> Encoder:
@@ -82,20 +101,32 @@ ENCODERS: dict[str, Loader] = {
     "pocket": _pocket,
     "hf": _huggingface,
     "st": _sentence_transformer,
+    "oc": _open_clip,
     "two-tower": _two_tower,
     "joint": _joint,
 }
 # Matchers that are no encoders. Every encoder that is a matcher can be named too.
-MATCHERS: dict[str, Callable[[str, EncoderSettings], Matcher]] = {"st": _cross_encoder}
+MATCHERS: dict[str, Callable[[str, EncoderSettings], Matcher]] = {
+    "hf": _huggingface_matcher,
+    "st": _cross_encoder,
+}
 ANSWERERS: dict[str, Callable[[str, EncoderSettings], Answerer]] = {
     "pocket": _pocket_answers,
     "hf": _huggingface_answers,
+}
+
+# Options that not every family takes. Where they are ignored, vectors would be others than told.
+TAKEN_BY: dict[str, tuple[str, ...]] = {
+    "query_prompt": ("st",),
+    "document_prompt": ("st",),
+    "pool_tokens": ("st",),
 }
 
 USAGES = {
     "pocket": "pocket",
     "hf": "hf:ID_OR_DIR",
     "st": "st:ID_OR_DIR",
+    "oc": "oc:NAME_OR_DIR",
     "two-tower": "two-tower:DIR",
     "joint": "joint:DIR",
 }
@@ -113,8 +144,17 @@ def register_encoder(family: str, loader: Loader) -> None:
 
 
 def split_encoder_name(name: str) -> tuple[str, str]:
-    """`family:model` -> (family, model), loading nothing; UsageError for an unknown family."""
+    """`family:model` -> (family, model), loading nothing; UsageError for an unknown family, and for
+    the names of several encoders."""
     family, _, model = name.partition(":")
+    parts = re.split(r"[\s,+&]+(?=[a-z-]+:)", name)
+    if len(parts) > 1 and not os.path.exists(os.path.expanduser(model)):
+        raise UsageError(
+            f"encoder {name!r}",
+            expected="one encoder, since vectors of two are of different spaces and are not joined",
+            found=f"{len(parts)}: {', '.join(parts)}",
+            do="embed into a collection for each",
+        )
     if family not in ENCODERS and family not in _installed():
         known = [USAGES.get(item, item) for item in (*ENCODERS, *_installed())]
         raise UsageError(
@@ -146,11 +186,35 @@ def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:
 def _load(name: str, settings: EncoderSettings | None) -> Encoder:
     """What the family's loader makes; whatever it raises becomes an EncoderError."""
     family, model = split_encoder_name(name)
+    settings = settings or EncoderSettings()
+    _require_taken(family, settings)
     loader = ENCODERS.get(family)
     if loader is None:
         loader = _load_entry_point(_installed()[family])
     with _translating_errors(f"encoder {name}"):
-        return loader(model, settings or EncoderSettings())
+        # The weights are of this encoder, and of none that it may load below itself.
+        encoder = loader(model, replace(settings, joint_weights=None))
+        if settings.joint_weights is not None:
+            encoder = weighted(encoder, settings.joint_weights)
+        return encoder if settings.dims is None else shortened(encoder, settings.dims)
+
+
+def _require_taken(family: str, settings: EncoderSettings) -> None:
+    """UsageError for an option that the family does not take."""
+    for option in settings.given():
+        families = TAKEN_BY.get(option)
+        if families is not None and family not in families:
+            raise UsageError(
+                f"encoder.{option}",
+                expected="an encoder that takes it: "
+                + (", ".join(map(_usage, families)) or "none"),
+                found=_usage(family),
+                do="leave it out",
+            )
+
+
+def _usage(family: str) -> str:
+    return USAGES.get(family, family)
 
 
 @contextmanager
@@ -170,14 +234,15 @@ def _translating_errors(what: str) -> Iterator[None]:
 
 
 def load_matcher(name: str, settings: EncoderSettings | None = None) -> Matcher:
-    """The matcher called `name`: a CrossEncoder for `st:`, else an encoder that also matches; after
-    a trial with one pair.
+    """The matcher called `name`: a BLIP for `hf:`, a CrossEncoder for `st:`, else an encoder that
+    also matches; after a trial with one pair.
 
     UsageError for an unknown family and for an encoder that makes vectors only, EncoderError for a
     model that cannot be loaded or fails the trial."""
     family, _, model = name.partition(":")
     if family in MATCHERS:
-        return MATCHERS[family](model, settings or EncoderSettings())
+        with _translating_errors(f"matcher {name}"):
+            return MATCHERS[family](model, settings or EncoderSettings())
     matcher = require_matcher(_load(name, settings))  # which need not be an encoder
     probe_matcher(matcher)
     return matcher

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -82,16 +81,18 @@ class TwoTowerEncoder(BaseEncoder):
     def preprocess(self, modality: str, raw: Any) -> Any:
         """A picture uint8 (H, W, 3) -> uint8 (3, S, S), the whole of it. A text stays as it is."""
         require_modality(self, modality)
-        return self._image.preprocess(Image.fromarray(raw)) if modality == IMAGE else raw
+        return self._image.preprocess(raw) if modality == IMAGE else raw
 
     @torch.inference_mode()
     def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
-        """B outputs of `preprocess` -> B rows; the state is what a fusion reads of them."""
+        """B outputs of `preprocess` -> B rows; the state is what a fusion reads of them. Tokens
+        that a fusion does not attend to count as cut: the joint vector knows of them by the text's
+        vector alone."""
         require_modality(self, modality)
         if not len(items):
             return Encoded(np.zeros((0, self.dims[modality]), np.float32))
         blocks = [items[start : start + BLOCK] for start in range(0, len(items), BLOCK)]
-        network = self._network
+        network, cut = self._network, None
         if modality == IMAGE:
             pictures = [self._image(block) for block in blocks]
             vectors = network.image_vectors(torch.cat([item.pooled for item in pictures]))
@@ -107,8 +108,11 @@ class TwoTowerEncoder(BaseEncoder):
             )
             tokens = _padded([item.tokens for item in texts])
             mask = _padded([item.mask for item in texts])
+            cut = np.concatenate([item.cut for item in texts])
+            if network.fusion is not None:
+                cut += np.concatenate([item.unattended for item in texts])
         state = Tokens(tokens, mask) if network.fusion is not None else None
-        return Encoded(_with_hub_dimension(vectors), state=state)
+        return Encoded(_with_hub_dimension(vectors), tokens_cut=cut, state=state)
 
     @torch.inference_mode()
     def encode_joint(self, parts: Mapping[str, Encoded]) -> Array:

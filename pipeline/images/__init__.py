@@ -1,7 +1,7 @@
 """Encoded picture -> RGB pixels, within limits; every failure has a reason."""
 
 from chiasm.pipeline.errors import Undecodable
-from chiasm.pipeline.images.decode import DecodeSettings, Picture, decode
+from chiasm.pipeline.images.decode import DECODING, DecodeSettings, Picture, decode
 from chiasm.pipeline.images.failures import REASONS
 
-__all__ = ["REASONS", "DecodeSettings", "Picture", "Undecodable", "decode"]
+__all__ = ["DECODING", "REASONS", "DecodeSettings", "Picture", "Undecodable", "decode"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from PIL import Image
 from PIL.IcnsImagePlugin import IcnsImageFile
@@ -26,6 +27,9 @@ _MAX_BLOCKS = 1 << 19  # of a JPEG 2000; each costs OpenJPEG 300 bytes, and its 
 _MAX_SEGMENTS, _MAX_STYLES = 1 << 17, 10_000
 
 _FEW_SEGMENTS = 50  # of at most 64 KB each
+_MAX_SCANS = 24  # encoders write 3 to 12; thumbnails and pictures behind the first count too
+# Application segments that change nothing for Pillow, how they begin, and their least length.
+_SILENT = {0xE0: (b"JFIF\0", 16), 0xEE: (b"Adobe", 14)}
 _SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE))  # DHT, DQT, DRI, APP, COM
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -51,21 +55,68 @@ def tiff_tags(data: bytes) -> set[int]:
 def is_plain_jpeg(data: bytes) -> bool:
     """Whether this is a JPEG of one scan after few segments, as cameras and web sites write them:
     its work depends on its pixels alone."""
+    return _read_jpeg(data).is_plain
+
+
+def is_bounded_jpeg(data: bytes) -> bool:
+    """Whether this is such a JPEG, or a progressive one of few scans."""
+    return _is_bounded(_read_jpeg(data), data)
+
+
+def bare_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that is bounded, grey or of three colours, and whose header has
+    nothing but tables: no profile, no orientation, nothing that Pillow would refuse. None for
+    another."""
+    header = _read_jpeg(data)
+    if header.bare and header.components in (1, 3) and _is_bounded(header, data):
+        return header.width, header.height
+    return None
+
+
+class _Jpeg(NamedTuple):
+    """What a JPEG begins with, up to its first scan; zeros for what begins otherwise or with many
+    segments. frame: the marker of its frame. in_scan: components of its first scan. bare: whether
+    there are 8 bits a component, and no metadata that says anything of the pixels."""
+
+    frame: int = 0
+    width: int = 0
+    height: int = 0
+    components: int = 0
+    in_scan: int = 0
+    bare: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        return self.frame in (0xC0, 0xC1) and self.in_scan == self.components
+
+
+def _is_bounded(header: _Jpeg, data: bytes) -> bool:
+    # Each scan of a progressive picture is work over all its pixels. Between the two bytes of its
+    # marker there is nothing, and no pixels contain them.
+    return header.is_plain or (header.frame == 0xC2 and data.count(b"\xff\xda") <= _MAX_SCANS)
+
+
+def _read_jpeg(data: bytes) -> _Jpeg:
     if not data.startswith(b"\xff\xd8\xff"):
-        return False
-    at, components = 2, 0
+        return _Jpeg()
+    at, frame, size, bare = 2, 0, (0, 0, 0), True
     for _ in range(_FEW_SEGMENTS):
         if at + 10 > len(data) or data[at] != 0xFF:
-            return False
-        marker = data[at + 1]
-        if marker == 0xDA:  # SOS, which has to contain all components of the frame
-            return data[at + 4] == components
-        if marker in (0xC0, 0xC1):  # SOF of a sequential picture
-            components = data[at + 9]
+            break
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if marker == 0xDA:  # SOS
+            return _Jpeg(frame, *size, data[at + 4], bare)
+        if marker in (0xC0, 0xC1, 0xC2):  # SOF of a sequential or a progressive picture
+            frame = marker
+            size = data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6], data[at + 9]
+            bare = bare and data[at + 4] == 8
         elif marker not in _SEGMENTS:
-            return False
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return False
+            break
+        elif 0xE0 <= marker <= 0xEF:
+            start, least = _SILENT.get(marker, (b"", 0))
+            bare = bare and bool(start) and data.startswith(start, at + 4) and length >= least
+        at += 2 + length
+    return _Jpeg()
 
 
 def sizes_in_ico(data: bytes) -> list[tuple[int, int]]:

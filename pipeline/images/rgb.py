@@ -13,6 +13,11 @@ from PIL import Image, ImageCms
 _BAND = 1 << 20  # pixels
 
 
+def is_grey(image: Image.Image) -> bool:
+    """Whether a picture of any Pillow mode has one channel of brightness, beside transparency."""
+    return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """A picture of any Pillow mode -> mode RGB, transparency on white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):

@@ -35,8 +35,13 @@ def image_modality(model: JointNetwork, pixels: Sequence[np.ndarray]) -> Modalit
 @torch.inference_mode()
 def text_modality(model: JointNetwork, tokenizer: Tokenizer, texts: Sequence[str]) -> Modality:
     """B > 0 texts -> tokens (B, T, D) and unit vectors (B, E) float32; T: that of the longest."""
-    ids = torch.from_numpy(tokenizer.batch(texts, model.config.text.context))
-    blocks = ids.to(model.log_scale.device).split(BLOCK)
+    return ids_modality(model, tokenizer.batch(texts, model.config.text.context))
+
+
+@torch.inference_mode()
+def ids_modality(model: JointNetwork, ids: np.ndarray) -> Modality:
+    """The same of what `Tokenizer.batch` gives, (B, T) int64."""
+    blocks = torch.from_numpy(ids).to(model.log_scale.device).split(BLOCK)
     return Modality.rows([model.text_modality(block) for block in blocks])
 
 

@@ -9,21 +9,24 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from chiasm.pipeline.resizing import Picture, resize
+
 RULE = (
     "shorter side to S, bicubic with antialiasing, rounded; centre crop S x S; RGB uint8 (3, S, S)"
 )
 
 
-def to_pixels(image: Image.Image, side: int) -> np.ndarray:
+def to_pixels(picture: Picture, side: int) -> np.ndarray:
     """An RGB picture of any size -> uint8 (3, S, S)."""
-    width, height = image.size
+    pixels = np.asarray(picture)
+    height, width = pixels.shape[:2]
     shorter = min(width, height)
     if shorter != side:
-        size = (max(side, round(width * side / shorter)), max(side, round(height * side / shorter)))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+        width, height = (max(side, round(length * side / shorter)) for length in (width, height))
+        pixels = resize(pixels, (width, height), Image.Resampling.BICUBIC)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = pixels[top : top + side, left : left + side]
+    return np.ascontiguousarray(square.transpose(2, 0, 1))
 
 
 def covered(width: int, height: int, side: int) -> tuple[float, float, float, float]:

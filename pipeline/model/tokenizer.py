@@ -99,14 +99,22 @@ class Tokenizer:
         T is the longest text's length rounded up to `multiple`, at most `context`: a longer text
         keeps its beginning.
         """
-        rows = [[START, *self.encode(self.normalise(text))[: context - 2], END] for text in texts]
+        return self.read(texts, context, multiple)[0]
+
+    def read(
+        self, texts: Sequence[str], context: int, multiple: int = 4
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As above, and how many tokens of each text are left out, (B,) int64."""
+        whole = [self.encode(self.normalise(text)) for text in texts]
+        cut = np.array([max(0, len(ids) - (context - 2)) for ids in whole], np.int64)
+        rows = [[START, *ids[: context - 2], END] for ids in whole]
         longest = max(map(len, rows), default=2)
         ids = np.full(
             (len(rows), min(context, -(-longest // multiple) * multiple)), PAD, dtype=np.int64
         )
         for row, tokens in zip(ids, rows, strict=True):
             row[: len(tokens)] = tokens
-        return ids
+        return ids, cut
 
     def tokens_cut(self, text: str, context: int) -> int:
         """How many tokens of a text `batch` leaves out."""

@@ -22,10 +22,17 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub import errors
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from chiasm.pipeline.errors import ChiasmError, EncoderError
 from chiasm.pipeline.pretrained import mend_model
+from chiasm.pipeline.pretrained.folder_kinds import (
+    ADAPTER,
+    OPEN_CLIP,
+    read_json_object,
+    refuse_other_kinds,
+)
 
 # The files of a model besides its weights. Model cards and training leftovers do not belong to it:
 # vectors do not depend on them.
@@ -81,6 +88,10 @@ class ModelFolder:
             if path.is_file() and not set(OTHER_RUNTIMES) & set(path.relative_to(self.path).parts)
         )
 
+    def config(self) -> dict[str, Any]:
+        """config.json as it lies there; EncoderError where it is no JSON object."""
+        return read_json_object(self.path / "config.json", self.title)
+
     def require_weights(self) -> None:
         """Raise EncoderError where there are no safetensors, or a part has pickled weights only."""
         with_weights = {path.parent for path in self.files(self.weights)}
@@ -110,18 +121,27 @@ class ModelFolder:
         """32 hex digits: blake2b over weights, tokenizer, configuration and `preprocessing`. Equal
         for any copy of the folder, different when a byte differs. more: names of other files that
         belong to it."""
+        return self.fingerprints([preprocessing], more)[0]
+
+    def fingerprints(
+        self, preprocessings: Sequence[dict[str, Any]], more: Sequence[str] = ()
+    ) -> list[str]:
+        """That of each, by reading the files once."""
         names = (self.weights, *CONFIG_FILES, *more)
         paths = [path for name in names for path in self.files(name)]
         blocks = [
             (path, offset) for path in paths for offset in range(0, path.stat().st_size, HASH_BLOCK)
         ]
-        digest = hashlib.blake2b(json.dumps(preprocessing, sort_keys=True).encode(), digest_size=16)
+        digests = [
+            hashlib.blake2b(json.dumps(one, sort_keys=True).encode(), digest_size=16)
+            for one in preprocessings
+        ]
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for (path, offset), part in zip(blocks, pool.map(_digest, blocks), strict=True):
-                digest.update(
-                    f"\n{path.relative_to(self.path).as_posix()} {offset} ".encode() + part
-                )
-        return digest.hexdigest()
+                name = f"\n{path.relative_to(self.path).as_posix()} {offset} ".encode()
+                for digest in digests:
+                    digest.update(name + part)
+        return [digest.hexdigest() for digest in digests]
 
 
 def _digest(block: tuple[Path, int]) -> bytes:
@@ -153,7 +173,8 @@ def find_model(
         found = "a file" if path.exists() else "no such folder"
         raise EncoderError(title, expected="a model folder", found=found, do="check the path")
     else:
-        path = _from_hub(model, title, weights)
+        path = from_hub(model, title, weights)
+    refuse_other_kinds(path, title, family, model, weights)
     if not any((path / name).is_file() for name in ("config.json", "modules.json")):
         raise EncoderError(
             title,
@@ -166,13 +187,18 @@ def find_model(
     return folder
 
 
-def _from_hub(model: str, title: str, weights: str) -> Path:
+def from_hub(model: str, title: str, weights: str, more: Sequence[str] = ()) -> Path:
+    """The local copy of an id, fetched where it is not there yet: weights and configuration, and
+    files named in `more`. Raises EncoderError where that cannot be had."""
     name, _, revision = model.partition("@")
     wanted = [
         weights,
         f"{weights}.index.json",
         *CONFIG_FILES,
+        *more,
         GENERATION_FILE,
+        OPEN_CLIP,
+        ADAPTER,
         *(f"*/{part}" for part in CONFIG_FILES),
     ]
     try:
@@ -201,9 +227,12 @@ def _from_hub(model: str, title: str, weights: str) -> Path:
 
 
 @contextmanager
-def translating_load_errors(title: str, role: str) -> Iterator[list[str]]:
+def translating_load_errors(
+    title: str, role: str, files: Sequence[Path] = ()
+) -> Iterator[list[str]]:
     """A context for loading one part of a model, `role` of `title`: whatever the libraries raise
-    becomes an EncoderError. Yields the list that collects the warnings that they would have
+    becomes an EncoderError. files: the JSON that describes the part, where it is there; it is
+    looked at if loading fails. Yields the list that collects the warnings that they would have
     printed."""
     try:
         with capture_warnings() as warnings:
@@ -212,13 +241,36 @@ def translating_load_errors(title: str, role: str) -> Iterator[list[str]]:
         raise
     # transformers, tokenizers and safetensors raise any exception, bare Exception included.
     except Exception as error:
-        missing = isinstance(error, ImportError)
+        found = f"{type(error).__name__}: {first_sentence(error)}"
+        do = mend_model(str(error))
+        own_code = [
+            path.name
+            for path in files
+            if path.is_file() and read_json_object(path, title).get("auto_map")
+        ]
+        if own_code:
+            found = f"{own_code[0]} of a model with code of its own, which is never run here"
+            do = "take a model that transformers has itself"
+        elif isinstance(error, ImportError):
+            do = "install what it needs"
+        elif isinstance(error, SafetensorError):
+            found, do = "a safetensors file that is cut or damaged", "fetch it again"
+        raise EncoderError(
+            title, expected=f"{role} that can be loaded", found=found, do=do
+        ) from error
+
+
+def require_shapes(title: str, report: dict[str, Any]) -> None:
+    """EncoderError where weights are of another shape than config.json says. report: what
+    `from_pretrained` says of a load with `ignore_mismatched_sizes`, which fills such weights with
+    random numbers."""
+    for weight, found, wanted in sorted(report["mismatched_keys"]):
         raise EncoderError(
             title,
-            expected=f"{role} that can be loaded",
-            found=first_sentence(error),
-            do="install what it needs" if missing else mend_model(str(error)),
-        ) from error
+            expected=f"{weight} of shape {tuple(wanted)}, as config.json says",
+            found=f"{tuple(found)} in the weights",
+            do="check that all files are of one model",
+        )
 
 
 def first_sentence(error: BaseException) -> str:

@@ -1,10 +1,9 @@
 """A model's image processor, split into two steps with the same result.
 
-Resizing and cropping are Pillow's and run in the decode threads, one picture at a time, to uint8;
-rescaling and normalising run on the whole batch on the model's device. So a batch is copied to the
-device in a quarter of the bytes, and decode threads do no float arithmetic. The steps are those of
-the Pillow backend of transformers, bit by bit. Where torchvision is installed transformers would
-use that, which rounds differently: vectors must not depend on it.
+Resizing and cropping run in the decode threads, one picture at a time, to uint8; rescaling and
+normalising run on the whole batch on the model's device. So a batch is copied to the device in a
+quarter of the bytes, and decode threads do no float arithmetic. The steps are those of the Pillow
+backend of transformers; the resize is that of pipeline/resizing.py, with `by_pillow` bit by bit.
 """
 
 from __future__ import annotations
@@ -17,13 +16,23 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
+from transformers.models.efficientnet.image_processing_pil_efficientnet import (
+    EfficientNetImageProcessorPil,
+)
+from transformers.models.flava.image_processing_pil_flava import FlavaImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import (
     get_image_size_for_max_num_patches,
 )
 
 from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.resizing import Picture, resize
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+# Resize, crop, rescale, normalise and no more, but for the scale of EfficientNet's, which its user
+# knows, and for what FLAVA's makes beside the pixels, which no vector is made of.
+PLAIN = {
+    kind._preprocess for kind in (PilBackend, EfficientNetImageProcessorPil, FlavaImageProcessorPil)
+}
 
 
 class ImageProcessing(Protocol):
@@ -32,7 +41,7 @@ class ImageProcessing(Protocol):
     @property
     def side(self) -> int | None: ...
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
+    def preprocess(self, picture: Picture) -> np.ndarray:
         """One RGB picture -> uint8 (3, S, S), or (H, W, 3) where `side` is None."""
         ...
 
@@ -89,8 +98,9 @@ class SquareProcessing:
 
     @classmethod
     def of(cls, processor: Any, vision: Any, what: str) -> SquareProcessing:
-        """From an image processor and the model's vision config; raises EncoderError for steps
-        other than resize, crop, rescale and normalise, and for a size the model does not take."""
+        """From an image processor and the model's vision config, None for a model that takes any
+        size; raises EncoderError for steps other than resize, crop, rescale and normalise, and for
+        a size the model does not take."""
         side, short = _geometry(processor)
         if side is None:
             raise EncoderError(
@@ -98,21 +108,18 @@ class SquareProcessing:
                 expected="an image processor that resizes, or resizes and crops, to a square",
                 found=f"{type(processor).__name__} {processor.to_dict()}",
             )
-        if _square_side(vision.image_size) != side:
-            raise EncoderError(
-                what,
-                expected=f"pictures of {vision.image_size} px, as config.json says",
-                found=f"an image processor that makes {side} px",
-                do="check that all files are of one model",
-            )
+        require_size(side, vision, what)
         return cls(side, short, _resampling(processor), Scale.of(processor))
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
+    def preprocess(self, picture: Picture) -> np.ndarray:
+        pixels = np.asarray(picture)
+        height, width, _ = pixels.shape
         if self.short is None:
-            image = image.resize((self.side, self.side), self.resample)
+            square = resize(pixels, (self.side, self.side), self.resample)
         else:
-            image = _center_crop(_resize_short_side(image, self.short, self.resample), self.side)
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+            size = _short_side_size(width, height, self.short)
+            square = _center_crop(resize(pixels, size, self.resample), self.side)
+        return np.ascontiguousarray(square.transpose(2, 0, 1))
 
     def inputs(
         self, pixels: Sequence[np.ndarray], device: torch.device, dtype: torch.dtype
@@ -162,11 +169,11 @@ class PatchProcessing:
             )
         return cls(processor.patch_size, patches, _resampling(processor), Scale.of(processor))
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        height, width = get_image_size_for_max_num_patches(
-            image.height, image.width, self.patch, self.patches
-        )
-        return np.array(image.resize((width, height), self.resample))
+    def preprocess(self, picture: Picture) -> np.ndarray:
+        pixels = np.asarray(picture)
+        height, width, _ = pixels.shape
+        height, width = get_image_size_for_max_num_patches(height, width, self.patch, self.patches)
+        return np.ascontiguousarray(resize(pixels, (width, height), self.resample))
 
     def inputs(
         self, pixels: Sequence[np.ndarray], device: torch.device, dtype: torch.dtype
@@ -202,9 +209,21 @@ class PatchProcessing:
         return WHOLE
 
 
+def require_size(side: int, vision: Any, what: str) -> None:
+    """EncoderError where pictures of `side` px are not those of a model's vision config; None: it
+    takes any."""
+    if vision is not None and _square_side(vision.image_size) != side:
+        raise EncoderError(
+            what,
+            expected=f"pictures of {vision.image_size} px, as config.json says",
+            found=f"an image processor that makes {side} px",
+            do="check that all files are of one model",
+        )
+
+
 def _geometry(processor: Any) -> tuple[int | None, int | None]:
     """(side, short side before the crop or None); (None, None) for other shapes and steps."""
-    plain = type(processor)._preprocess is PilBackend._preprocess and not processor.do_pad
+    plain = type(processor)._preprocess in PLAIN and not processor.do_pad
     if not plain or not processor.do_resize:
         return None, None
     size, crop = processor.size, processor.crop_size if processor.do_center_crop else None
@@ -214,21 +233,24 @@ def _geometry(processor: Any) -> tuple[int | None, int | None]:
     return (crop.height, size.shortest_edge) if fits else (None, None)
 
 
-def _resize_short_side(image: Image.Image, short: int, resample: int) -> Image.Image:
-    """Resize the short side to `short`; the long side is rounded down, as in transformers."""
-    return image.resize(_short_side_size(*image.size, short), resample)
-
-
 def _short_side_size(width: int, height: int, short: int) -> tuple[int, int]:
+    """The size with a short side of `short`; the long side is rounded down, as in transformers."""
     if width <= height:
         return short, int(short * height / width)
     return int(short * width / height), short
 
 
-def _center_crop(image: Image.Image, side: int) -> Image.Image:
-    """The central `side` x `side`; Pillow's crop adds black where the picture is smaller."""
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+def _center_crop(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The central `side` x `side` of (H, W, 3), with black around a picture that is smaller."""
+    left, top = (pixels.shape[1] - side) // 2, (pixels.shape[0] - side) // 2
+    inside = pixels[max(0, top) : top + side, max(0, left) : left + side]
+    height, width, _ = inside.shape
+    if (height, width) == (side, side):
+        return inside
+    square = np.zeros((side, side, 3), np.uint8)
+    above, before = max(0, -top), max(0, -left)
+    square[above : above + height, before : before + width] = inside
+    return square
 
 
 def _is_square(size: Any) -> bool:

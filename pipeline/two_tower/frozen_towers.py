@@ -20,15 +20,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.pipeline.errors import EncoderError
-from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.pretrained import EncoderSettings, most_moved
 from chiasm.pipeline.pretrained.device_and_precision import (
     PRECISIONS,
     resolve_device,
     resolve_precision,
 )
-from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, translating_load_errors
+from chiasm.pipeline.pretrained.hub import (
+    ModelFolder,
+    find_model,
+    require_shapes,
+    translating_load_errors,
+)
 from chiasm.pipeline.pretrained.image_processing import Scale
 from chiasm.pipeline.pretrained.sentence_models import load_network, replace_surrogates
+from chiasm.pipeline.pretrained.sentence_tasks import TextLengths, default_prompt
+from chiasm.pipeline.resizing import Picture, resize
 
 WEIGHTS = "model*.safetensors"
 TOKEN_GRID = 4  # picture tokens a side: finer grids are averaged down to it
@@ -53,13 +60,16 @@ class ImageFeatures:
 class TextFeatures:
     """Of B texts: pooled (B, D) float32, tokens (B, T, D') float32, mask (B, T) bool,
     T <= MAX_TOKENS, and the token ids of each whole text without special ones (none where the model
-    has none).
+    has none). cut: (B,) int64, the tokens that the model itself does not read. unattended: (B,)
+    int64, those that it reads and that are none of `tokens`.
     """
 
     pooled: Tensor
     tokens: Tensor
     mask: Tensor
     ids: list[list[int]]
+    cut: np.ndarray
+    unattended: np.ndarray
 
 
 class ImageTower:
@@ -84,10 +94,10 @@ class ImageTower:
         _require_finite(self.folder, probe.pooled, self.precision)
         self.width, self.token_width = probe.pooled.shape[-1], probe.tokens.shape[-1]
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
+    def preprocess(self, picture: Picture) -> np.ndarray:
         """One RGB picture -> uint8 (3, S, S), the whole of it."""
-        squeezed = image.resize((self.side, self.side), self._resample)
-        return np.ascontiguousarray(np.asarray(squeezed).transpose(2, 0, 1))
+        squeezed = resize(picture, (self.side, self.side), self._resample)
+        return np.ascontiguousarray(squeezed.transpose(2, 0, 1))
 
     @torch.inference_mode()
     def __call__(self, pixels: Sequence[np.ndarray]) -> ImageFeatures:
@@ -147,7 +157,7 @@ class TextTower:
             SentenceTransformer, model, settings
         )
         self._network = network.eval()
-        prompt = network.prompts.get(network.default_prompt_name or "", "")
+        prompt = default_prompt(network)
         self._prompt = prompt or None
         self.preprocessing = {"prompt": prompt}
         self.fingerprint = self.folder.fingerprint(self.preprocessing)
@@ -158,7 +168,9 @@ class TextTower:
         # modules (StaticEmbedding, BoW, WordEmbeddings) fail at a text that is named.
         self._named = any(kind != "text" for kind in network.modalities)
         with translating_load_errors(self.folder.title, "a text model that encodes texts"):
+            self._lengths = TextLengths(network, None, prompt)
             probe = self(PROBE_TEXTS)
+            _require_masked_padding(self.folder, self.precision, probe, self(PROBE_TEXTS[:1]))
         _require_finite(self.folder, probe.pooled, self.precision)
         self.width, self.token_width = probe.pooled.shape[-1], probe.tokens.shape[-1]
 
@@ -179,7 +191,8 @@ class TextTower:
         tokens, mask = out.get("token_embeddings"), out.get("attention_mask")
         if ids is None or tokens is None or mask is None or tokens.shape[:2] != mask.shape:
             whole = torch.ones(len(pooled), 1, dtype=torch.bool, device=pooled.device)
-            return TextFeatures(pooled, pooled[:, None], whole, [[] for _ in texts])
+            none = np.zeros(len(texts), np.int64)
+            return TextFeatures(pooled, pooled[:, None], whole, [[] for _ in texts], none, none)
         # Padding last, whichever side the model pads: the tokens kept are the same in any batch.
         order = mask.long().argsort(dim=1, descending=True, stable=True)[:, :MAX_TOKENS]
         return TextFeatures(
@@ -187,12 +200,30 @@ class TextTower:
             tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1])).float(),
             mask.gather(1, order).bool(),
             [self._words(*row) for row in zip(ids.tolist(), mask.tolist(), strict=True)],
+            self._lengths.cut(clean),
+            (mask.sum(1) - MAX_TOKENS).clamp(min=0).cpu().numpy(),
         )
 
     def _words(self, ids: list[int], mask: list[int]) -> list[int]:
         return [
             i for i, unmasked in zip(ids, mask, strict=True) if unmasked and i not in self._special
         ]
+
+
+def _require_masked_padding(
+    folder: ModelFolder, precision: str, beside: TextFeatures, alone: TextFeatures
+) -> None:
+    """Raise EncoderError for a tower that gives a text other features `alone` than `beside` a
+    longer one."""
+    first, second = (functional.normalize(made.pooled[:1], dim=1) for made in (beside, alone))
+    if (first - second).norm() > most_moved(precision):
+        raise EncoderError(
+            folder.title,
+            expected="features that depend on their text alone",
+            found=f"cosine {float((first * second).sum()):.4f} between those of the same text, "
+            "alone and beside a longer one",
+            do="take another model; this one does not mask what it pads",
+        )
 
 
 def _require_finite(folder: ModelFolder, pooled: Tensor, precision: str) -> None:
@@ -218,8 +249,14 @@ def _vision(folder: ModelFolder, dtype: torch.dtype) -> Any:
     """The network that takes pixel_values; of a model of pictures and texts its vision tower."""
     with translating_load_errors(folder.title, "an image model"):
         network, report = transformers.AutoModel.from_pretrained(
-            folder.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL
+            folder.path,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **LOCAL,
         )
+    require_shapes(folder.title, report)
     network = getattr(network, "vision_model", network)
     # A pooler may be without weights: such checkpoints are pooled by the mean of their tokens.
     lacking = sorted(key for key in report["missing_keys"] if "pooler" not in key)

@@ -36,6 +36,7 @@ from chiasm.pipeline.records import COLUMNS, IMAGE, TEXT
 from chiasm.pipeline.storage import Folder, display_name, is_temporary
 from chiasm.pipeline.verify.findings import Finding
 from chiasm.pipeline.verify.sources import check_sources
+from chiasm.pipeline.verify.tokens import check_tokens
 
 NORM_TOLERANCE = 2e-3  # float16 rounds each number by up to 1/2048 of itself
 
@@ -153,8 +154,11 @@ class ShardCheck:
             yield from self._check_footer(file)
             with file.open() as parquet:
                 names = set(parquet.schema_arrow.names)
-            if names.issuperset(arrow_schema(self.identity.columns).names):
+            if names.issuperset(self._schema().names):
                 yield from self._check_rows(file, checked)
+
+    def _schema(self) -> pa.Schema:
+        return arrow_schema(self.identity.columns, self.identity.tokens)
 
     def _name_source(self, url: str) -> None:
         self.source = shlex.quote(display_name(url))
@@ -216,7 +220,7 @@ class ShardCheck:
             yield Finding(
                 self.where, f"{rows} rows in the file, {footer.rows} in its footer", self._replace()
             )
-        expected = arrow_schema(self.identity.columns)
+        expected = self._schema()
         if not schema.equals(expected, check_metadata=False):
             unequal = [field.name for field in expected if field not in list(schema)]
             what = f"column types are not those of dim {self.identity.dim}: {', '.join(unequal)}"
@@ -243,17 +247,22 @@ class ShardCheck:
                 yield Finding(
                     self.where, f"{what}, the first in row {row}: {norm:.4g}", self._replace()
                 )
+        for what in check_tokens(table, self.identity.tokens, has, checked):
+            yield Finding(self.where, what, self._replace())
         yield from self._check_nulls(table, has)
 
     def _check_nulls(self, table: pa.Table, has: dict[str, np.ndarray]) -> Iterator[Finding]:
-        """A cell is null where, and only where, the member or caption behind it is missing; a joint
-        vector, where any modality of the encoder is."""
+        """A cell is null where, and only where, the member or caption behind it is missing. A joint
+        vector is there where every modality of the encoder is, and nowhere where one alone is; in
+        between, where there are three, the encoder decides."""
         prefixes = member_prefixes(self.identity.columns)
         present = {name: _is_valid(table[f"{prefix}member"]) for name, prefix in prefixes.items()}
         present[TEXT] = _is_valid(table["caption"])
         modalities = [present[column] for column in self.filled - {JOINT}]
         none = np.zeros(len(table), bool)
-        expected = {**present, JOINT: np.logical_and.reduce(modalities) if modalities else none}
+        joint = np.logical_and.reduce(modalities) if modalities else none
+        some = np.sum(modalities, axis=0) >= 2 if modalities else none
+        expected = {**present, JOINT: joint | (some & has[JOINT])}
         for column, rows in expected.items():
             wanted = rows if column in self.filled else none
             yield from self._compare(f"{column} vector", has[column], wanted)

@@ -15,22 +15,28 @@ from chiasm.pipeline.collection import (
     MEMBER_FIELDS,
     Collection,
     EmbeddingFile,
+    LedgerEntry,
+    current_entry,
     embedded_shard_ids,
     find_embedding,
     member_prefixes,
     runs,
+    token_column,
+    tokens_of,
     vectors_of,
 )
-from chiasm.pipeline.editions import EmbedSettings, accepted_editions
+from chiasm.pipeline.editions import EmbedSettings, Way, ways_of
 from chiasm.pipeline.encode_batch import encode
-from chiasm.pipeline.encoders import Encoder
+from chiasm.pipeline.encoders import Encoder, token_dims
 from chiasm.pipeline.errors import ChiasmError, CollectionError
-from chiasm.pipeline.images import DecodeSettings
+from chiasm.pipeline.images import DECODING, DecodeSettings
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import IMAGE, Batch, Decoded, Dropped, Place, Sample, Source
 from chiasm.pipeline.shards import ReadSettings, read_member
+from chiasm.pipeline.sounds import SoundSettings
 from chiasm.pipeline.timing import Stopwatch
 from chiasm.pipeline.verify.findings import Finding
+from chiasm.pipeline.verify.tokens import token_cosines
 
 # Between two vectors that were computed of one row: precision, device and batch may differ.
 MIN_COSINE = 0.999
@@ -54,12 +60,12 @@ def check_members(
         return
     settings = embed_settings(collection)
     for file, rows in sample_rows(list(files_with_members(collection)), wanted):
-        decoding = decode_settings(file, settings)
         try:
+            way = way_of(file, settings, current_entry(collection.folder, file.shard_id))
+            decoder = SampleDecoder(encoder, way.decode, Stopwatch(), way.decoding, way.sound)
             for start in range(0, len(rows), BATCH):
-                yield from _check_batch(
-                    file, rows[start : start + BATCH], encoder, decoding, checked
-                )
+                some = rows[start : start + BATCH]
+                yield from _check_batch(file, some, encoder, decoder, checked)
         except CollectionError:
             continue  # a damaged file, which check_shards has reported
 
@@ -98,33 +104,39 @@ def embed_settings(collection: Collection) -> list[EmbedSettings]:
     """The settings of the recorded runs, the last one first."""
     recorded = [run.settings for run in runs(collection.folder) if "decode" in run.settings]
     return [
-        EmbedSettings(ReadSettings(**settings["read"]), DecodeSettings(**settings["decode"]))
+        EmbedSettings(
+            ReadSettings(**settings["read"]),
+            DecodeSettings(**settings["decode"]),
+            sound=SoundSettings(**settings.get("sound", {})),
+        )
         for settings in reversed(recorded)
     ]
 
 
-def decode_settings(file: EmbeddingFile, candidates: list[EmbedSettings]) -> DecodeSettings:
-    """How a file's pictures were decoded: by the run whose settings give its edition; by the last
-    run for a shard that --limit cut short; by the defaults where no run is recorded."""
+def way_of(file: EmbeddingFile, candidates: list[EmbedSettings], entry: LedgerEntry | None) -> Way:
+    """How a file's pictures were decoded, so that they are decoded the same way: by the run whose
+    settings give its edition; for a shard that --limit cut short by the last run, where no run is
+    recorded by the defaults, in both cases by the version in its ledger entry."""
     source, fingerprint = file.footer.as_embedded, file.footer.fingerprint
-    matching = (
-        settings.decode
-        for settings in candidates
-        if file.edition in accepted_editions(source, fingerprint, settings)
-    )
-    return next(matching, candidates[0].decode if candidates else DecodeSettings())
+    for settings in candidates:
+        for way in ways_of(settings):
+            if file.edition == way.edition(source, fingerprint, settings):
+                return way
+    decoding = entry.decoding if entry is not None else DECODING
+    settings = candidates[0] if candidates else EmbedSettings()
+    return next(way for way in ways_of(settings) if way.decoding == decoding)
 
 
 def _check_batch(
     file: EmbeddingFile,
     rows: np.ndarray,
     encoder: Encoder,
-    settings: DecodeSettings,
+    decoder: SampleDecoder,
     checked: Counter[str],
 ) -> Iterator[Finding]:
-    columns = list(encoder.dims)
+    columns = [*encoder.dims, *map(token_column, token_dims(encoder))]
     names = ["key", "captions", "width", "height"]
-    for prefix in member_prefixes(columns).values():
+    for prefix in member_prefixes(encoder.dims).values():
         names += [f"{prefix}{name}" for name in MEMBER_FIELDS]
     kind = "pictures" if IMAGE in encoder.modalities else "members"
     table = file.read([*names, *columns]).take(rows)
@@ -134,7 +146,7 @@ def _check_batch(
         where = f"shard {file.shard_id}, row {rows[number]}"
         checked[kind] += 1
         try:
-            item = _decode_again(file, cells, encoder, settings)
+            item = _decode_again(file, cells, encoder, decoder)
         except ChiasmError as error:
             yield Finding.of(where, error)
             continue
@@ -147,7 +159,7 @@ def _check_batch(
         else:
             decoded.append(item)
             numbers.append(number)
-    if not decoded:
+    if not decoded or file.footer.fingerprint != encoder.fingerprint:  # made in an earlier way
         return
     where = [f"shard {file.shard_id}, row {rows[number]}" for number in numbers]
     yield from _compare(decoded, table.select(columns).take(numbers), where, encoder)
@@ -158,7 +170,7 @@ def _compare(
 ) -> Iterator[Finding]:
     """Rows encoded again, compared with their stored vectors; where: what each is called."""
     embedded = encode(Batch(decoded), encoder, Stopwatch())
-    refused = {drop.key: drop for drop in embedded.dropped}
+    refused = {drop.key: drop for drop, _ in embedded.refused}
     kept = [number for number, row in enumerate(decoded) if row.key not in refused]
     for number, row in enumerate(decoded):
         if row.key in refused:
@@ -168,6 +180,9 @@ def _compare(
     for column, again in embedded.columns.items():
         stored, has = vectors_of(stored_columns[column].take(kept))
         cosine = np.einsum("nd,nd->n", stored.astype(np.float32), again.vectors)
+        if column in embedded.tokens:  # of which the vector is made, with jumps at hyperplanes
+            tokens = tokens_of(stored_columns[token_column(column)].take(kept))
+            cosine = token_cosines(tokens, embedded.tokens[column])
         for i in np.flatnonzero((has | again.has) & ~(cosine >= MIN_COSINE)):
             what = f"its {column} vector has cosine {cosine[i]:.4f} to the one encoded again"
             yield Finding(where[kept[i]], f"{what}, less than {MIN_COSINE}")
@@ -188,7 +203,7 @@ def _changed_member(item: Decoded, cells: dict) -> str:
 
 
 def _decode_again(
-    file: EmbeddingFile, cells: dict, encoder: Encoder, settings: DecodeSettings
+    file: EmbeddingFile, cells: dict, encoder: Encoder, decoder: SampleDecoder
 ) -> Decoded | Dropped:
     """The row as the decode threads of `embed` make it. Raises SourceError."""
     sources = {}
@@ -200,4 +215,4 @@ def _decode_again(
             sources[modality] = Source(read_member(file.footer.source.url, place), place)
     captions = tuple(cells["captions"] or ())
     sample = Sample(cells["key"], sources, captions, None)
-    return SampleDecoder(encoder, settings, Stopwatch())(sample)
+    return decoder(sample)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from chiasm.pipeline.arrays import decode_array
 from chiasm.pipeline.collection import (
     EmbeddingFile,
     Identity,
@@ -20,7 +21,6 @@ from chiasm.pipeline.collection import (
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import BaseEncoder, Encoded, EncoderSettings, Input, unit
-from chiasm.pipeline.errors import Undecodable
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
@@ -43,10 +43,7 @@ class ArrayEncoder(BaseEncoder):
     def preprocess(self, modality: str, raw: Any) -> Any:
         if modality == "text":
             return raw
-        try:
-            return np.load(io.BytesIO(raw), allow_pickle=False).astype(np.float32).ravel()
-        except ValueError as error:
-            raise Undecodable("corrupt", str(error)) from error
+        return decode_array(raw, kinds="f").astype(np.float32).ravel()
 
     def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
         if modality == "array":

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 
-def preprocess(encoder: Any, image: Image.Image) -> Any:
+def preprocess(encoder: Any, image: Image.Image | np.ndarray) -> Any:
     """One RGB picture -> what the encoder takes of it."""
     return encoder.preprocess("image", np.asarray(image))
 

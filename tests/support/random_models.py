@@ -64,7 +64,7 @@ def siglip_folder(
 ) -> Path:
     """A SigLIP: pictures squeezed to `side`; with `gemma` its tokenizer is that of SigLIP2, which a
     SigLIP2 of fixed resolution carries under the model type siglip."""
-    tokenizer = _gemma_tokenizer("GemmaTokenizer") if gemma else _siglip_tokenizer()
+    tokenizer = _gemma_tokenizer("GemmaTokenizer") if gemma else siglip_tokenizer()
     config = transformers.SiglipConfig(
         text_config={**_vocabulary(tokenizer), **(tower or {})},
         vision_config={"image_size": side, **(tower or {}), **(vision or {})},
@@ -145,7 +145,7 @@ def _merged(word: str, merges: list[tuple[str, str]]) -> list[str]:
         pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
 
 
-def _siglip_tokenizer() -> Any:
+def siglip_tokenizer() -> Any:
     """A unigram tokenizer as SigLIP's: lowercased, `</s>` at the end and as padding, no mask."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     pieces = [("<unk>", 0.0), ("</s>", 0.0), ("▁", -4.0)]
@@ -182,3 +182,55 @@ def _gemma_tokenizer(kind: str) -> Any:
         single="$A <eos>", special_tokens=[("<eos>", 1)]
     )
     return tokenizer
+
+
+@capture_warnings()
+def clap_folder(folder: Path, *, seed: int = 0, fused: bool = False, seconds: int = 1) -> Path:
+    """A CLAP: sounds of `seconds` at 16 kHz, longer ones cut, or fused where `fused`; RoBERTa's
+    tokens of bytes. Its two towers are tiny."""
+    tokenizer = _roberta_tokenizer()
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.ClapConfig(
+        text_config={
+            **_vocabulary(tokenizer),
+            **tower,
+            "intermediate_size": 64,
+            "max_position_embeddings": 40,
+        },
+        audio_config={
+            "num_mel_bins": 64,
+            "spec_size": 64,
+            "window_size": 4,
+            "patch_size": 4,
+            "patch_stride": [4, 4],
+            "hidden_size": 32,
+            "patch_embeds_hidden_size": 16,
+            "depths": [1, 1],
+            "num_attention_heads": [2, 2],
+            "num_hidden_layers": 2,
+            "enable_fusion": fused,
+            "fusion_type": "aff_2d" if fused else None,
+            "aff_block_r": 4,
+        },
+        projection_dim=24,
+    )
+    extractor = transformers.ClapFeatureExtractor(
+        sampling_rate=16_000,
+        hop_length=320,
+        max_length_s=seconds,
+        fft_window_size=512,
+        frequency_min=50,
+        frequency_max=8_000,
+        truncation="fusion" if fused else "rand_trunc",
+    )
+    return _save(folder, transformers.ClapModel, config, seed, tokenizer, extractor)
+
+
+def _roberta_tokenizer() -> Any:
+    """Bytes, the special tokens numbered as RoBERTa's, of at most 37 tokens."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    return transformers.RobertaTokenizer(
+        vocab={piece: number for number, piece in enumerate([*pieces, "<mask>"])},
+        merges=[],
+        model_max_length=37,
+    )

@@ -30,31 +30,11 @@ def llava_folder(folder: Path, network: type[transformers.PreTrainedModel]) -> P
     """Random weights of a Llava (`LlavaModel` or `LlavaForConditionalGeneration`) that reads
     pictures and texts as chat messages, left-padded.
     """
-    letters = [
-        "<pad>",
-        "<s>",
-        "</s>",
-        "<unk>",
-        "<image>",
-        *sorted(pre_tokenizers.ByteLevel.alphabet()),
-    ]
-    vocabulary = {letter: number for number, letter in enumerate(letters)}
-    tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokens,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>"],
-        padding_side="left",
-        model_max_length=256,
-    )
+    tokenizer = _letters(("<image>",), model_max_length=256)
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(image_size=32, patch_size=16, **TOWER),
         text_config=transformers.LlamaConfig(
-            vocab_size=len(letters), num_key_value_heads=2, pad_token_id=0, **TOWER
+            vocab_size=len(tokenizer), num_key_value_heads=2, pad_token_id=0, **TOWER
         ),
         image_token_index=4,
         vision_feature_layer=-1,
@@ -86,3 +66,53 @@ def cross_encoder_folder(folder: Path) -> Path:
         network = CrossEncoder(modules=modules, device="cpu")
         network.save_pretrained(str(saved), create_model_card=False)
     return saved
+
+
+def tiling_folder(folder: Path) -> Path:
+    """Random weights of a LlavaNext: a picture is read whole, and in up to 3 x 3 tiles of 32
+    pixels."""
+    tokenizer = _letters(("<image>",), model_max_length=4096)
+    grids = [[32, 32], [64, 64], [96, 96]]
+    config = transformers.LlavaNextConfig(
+        vision_config=transformers.CLIPVisionConfig(image_size=32, patch_size=16, **TOWER),
+        text_config=transformers.LlamaConfig(
+            vocab_size=len(tokenizer), num_key_value_heads=2, pad_token_id=0, **TOWER
+        ),
+        image_token_index=4,
+        vision_feature_layer=-1,
+        image_grid_pinpoints=grids,
+    )
+    square = {"height": 32, "width": 32}
+    processor = transformers.LlavaNextProcessor(
+        image_processor=transformers.LlavaNextImageProcessorPil(
+            size={"shortest_edge": 32}, crop_size=square, image_grid_pinpoints=grids
+        ),
+        tokenizer=tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    torch.manual_seed(0)
+    with capture_warnings():
+        transformers.LlavaNextModel(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _letters(more: tuple[str, ...], model_max_length: int) -> transformers.PreTrainedTokenizerFast:
+    """A token for each byte, left-padded; more: special tokens, from number 4 on."""
+    letters = ["<pad>", "<s>", "</s>", "<unk>", *more, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokens,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=list(more),
+        padding_side="left",
+        model_max_length=model_max_length,
+    )

@@ -328,7 +328,7 @@ def _facts(
         "device": torch.device(resolve_device(settings.device.device)).type,
         "learn": settings.facts(),
         "read": asdict(samples.read),
-        "decode": asdict(samples.decode),
+        "decode": samples.decode.as_stored(),
         "shards": {shard.id: f"{shard.size} bytes, version {shard.version}" for shard in shards},
         "order": [shard.id for shard in shards],  # batches are drawn by row
     }

@@ -19,10 +19,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from chiasm.pipeline.batches import BatchSettings, batches
+from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.collection import Tally
 from chiasm.pipeline.encoders import (
     JOINT,
@@ -35,6 +34,7 @@ from chiasm.pipeline.encoders import (
 )
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings
+from chiasm.pipeline.lanes import work_on_batches
 from chiasm.pipeline.model.checkpoint import load_state, save_state
 from chiasm.pipeline.model.preprocess import RULE, to_pixels
 from chiasm.pipeline.model.tokenizer import normalise
@@ -62,7 +62,10 @@ class SampleSettings:
 
 
 class Reader(Protocol):
-    """Makes the tensors of samples. inputs: what decoding asks; identity: what decides them."""
+    """Makes the tensors of samples. inputs: what decoding asks; identity: what decides them;
+    device: where."""
+
+    device: str
 
     @property
     def inputs(self) -> Preprocessor: ...
@@ -77,7 +80,7 @@ class PixelReader:
     """`image` uint8 (B, 3, S, S), for towers that are trained; it is its own `inputs`."""
 
     cost = BaseEncoder.cost
-    name = "pixels"
+    name, device = "pixels", "cpu"
 
     def __init__(self, side: int) -> None:
         self.side, self.inputs = side, self
@@ -85,7 +88,7 @@ class PixelReader:
         self.identity: dict[str, Any] = {"pixels": RULE, "side": side}
 
     def preprocess(self, modality: str, raw: Any) -> Any:
-        return raw if modality == TEXT else to_pixels(Image.fromarray(raw), self.side)
+        return raw if modality == TEXT else to_pixels(raw, self.side)
 
     def tensors(
         self, rows: Sequence[Decoded], captions: Sequence[Sequence[str]]
@@ -98,7 +101,7 @@ class VectorReader:
     its own joint vector of the picture with its first caption."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self.encoder, self.inputs = encoder, encoder
+        self.encoder, self.inputs, self.device = encoder, encoder, encoder.device
         self.identity = {"encoder": encoder.fingerprint, "precision": encoder.precision}
 
     def tensors(
@@ -180,6 +183,18 @@ def compute(
     )
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """What became of a batch: keys of samples without a pair; tensors, rows and captions of its
+    parts; the keys that were refused."""
+
+    without_pair: list[str]
+    parts: list[tuple[dict[str, Tensor], Sequence[Decoded], Sequence[tuple[str, ...]]]] = field(
+        default_factory=list
+    )
+    refused: list[tuple[str, Fault]] = field(default_factory=list)
+
+
 class _Rows:
     """What a shard's file will hold, gathered batch by batch."""
 
@@ -192,11 +207,10 @@ class _Rows:
         self.bad: list[str] = []
         self.refused, self.last = 0, ""
 
-    def add(self, rows: Sequence[Decoded]) -> None:
-        """Those of a batch that have a picture and a caption."""
+    def encode(self, rows: Sequence[Decoded]) -> _Encoded:
+        """Those of a batch that have a picture and a caption, encoded; in any thread."""
+        made = _Encoded([row.key for row in rows if not (IMAGE in row.inputs and row.captions)])
         pairs = [row for row in rows if IMAGE in row.inputs and row.captions]
-        for row in (row for row in rows if not (IMAGE in row.inputs and row.captions)):
-            self.tally.drop(Dropped(row.key, "read", "no_pair"))
         captions = [every_caption(row, self.caption_field)[:MAX_CAPTIONS] for row in pairs]
         spans = [(0, len(pairs))] if pairs else []
         while spans:  # halved where it fails, until the samples are found that fail alone
@@ -206,14 +220,24 @@ class _Rows:
             except Exception as error:  # noqa: BLE001  models raise anything
                 fault = Fault.of(error)
             else:
-                self._keep(tensors, pairs[start:end], captions[start:end])
+                made.parts.append((tensors, pairs[start:end], captions[start:end]))
                 continue
             if end - start == 1:
-                self.refused, self.last = self.refused + 1, f"{pairs[start].key}: {fault}"
-                self.tally.drop(Dropped(pairs[start].key, "encode", fault.reason, fault.detail))
+                made.refused.append((pairs[start].key, fault))
             else:
                 middle = (start + end) // 2
                 spans += [(middle, end), (start, middle)]
+        return made
+
+    def add(self, made: _Encoded) -> None:
+        """Take what `encode` made of a batch, in the order of the shard."""
+        for key in made.without_pair:
+            self.tally.drop(Dropped(key, "read", "no_pair"))
+        for part in made.parts:
+            self._keep(*part)
+        for key, fault in made.refused:
+            self.refused, self.last = self.refused + 1, f"{key}: {fault}"
+            self.tally.drop(Dropped(key, "encode", fault.reason, fault.detail))
 
     def _keep(
         self,
@@ -253,8 +277,12 @@ def _shard(
     tally = Tally()
     rows = _Rows(reader, settings.read.caption_field, tally)
     samples = read_samples(shard, settings.read)
-    for batch in batches(samples, reader.inputs, settings.decode, settings.batch, tally=tally):
-        rows.add(batch.rows)
+    encoded = work_on_batches(
+        samples, reader.inputs, settings.decode, settings.batch,
+        lambda batch: rows.encode(batch.rows), device=reader.device, tally=tally,
+    )  # fmt: skip
+    for made in encoded:
+        rows.add(made)
     where = display_name(shard.url)
     for line in rows.bad[:MAX_LINES]:
         report({"message": f"{where}, {line}; left out"})
@@ -304,6 +332,6 @@ def from_json_tensor(tensor: Tensor) -> Any:
 def _digest(shard: Shard, reader: Reader, settings: SampleSettings) -> str:
     identity: dict[str, Any] = {
         "format": FORMAT, "size": shard.size, "version": shard.version, **reader.identity,
-        "read": asdict(settings.read), "decode": asdict(settings.decode), "rules": RULES,
+        "read": asdict(settings.read), "decode": settings.decode.as_stored(), "rules": RULES,
     }  # fmt: skip
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import webdataset
-from PIL import Image
 
-from chiasm.pipeline.batches import BatchSettings, batches
+from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.collection import Tally
 from chiasm.pipeline.encoders import ENCODE_REASONS, BaseEncoder, Fault, Input
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings
+from chiasm.pipeline.lanes import work_on_batches
 from chiasm.pipeline.model.checkpoint import write_file
 from chiasm.pipeline.records import DAMAGES, IMAGE, TEXT, Batch, Dropped, Shard
 from chiasm.pipeline.shards import RULES, ReadSettings, every_caption, read_samples
@@ -66,7 +66,7 @@ class TowerInputs:
         self.modalities = {IMAGE: Input(side=image.side), TEXT: Input()}
 
     def preprocess(self, modality: str, raw: Any) -> Any:
-        return raw if modality == TEXT else self._image.preprocess(Image.fromarray(raw))
+        return raw if modality == TEXT else self._image.preprocess(raw)
 
 
 @dataclass(frozen=True)
@@ -142,15 +142,18 @@ def _shard(
     target: Any = partial  # a file to write, as TarWriter takes one
     with partial, webdataset.TarWriter(target) as writer:
         samples = read_samples(shard, settings.read)
-        inputs = TowerInputs(image)
-        for batch in batches(samples, inputs, settings.decode, settings.batch, tally=tally):
-            made, refused = _pairs_in_halves(batch, image, text, settings)
-            if refused and len(refused) == len(batch) > 1 and not pairs:
+        encoded = work_on_batches(
+            samples, TowerInputs(image), settings.decode, settings.batch,
+            lambda batch: (len(batch), *_pairs_in_halves(batch, image, text, settings)),
+            device=str(image.device), tally=tally,
+        )  # fmt: skip
+        for rows, made, refused in encoded:
+            if refused and len(refused) == rows > 1 and not pairs:
                 expected = f"features of some samples of {display_name(shard.url)}"
                 found = f"none of a whole batch, the last one {_format_drop(refused[-1].drop)}"
                 raise _no_features(image, text, expected, found, refused[-1].do)
             last = refused[-1] if refused else last
-            tally.keep(len(batch) - len(refused))
+            tally.keep(rows - len(refused))
             for one in refused:
                 tally.drop(one.drop)
             for pair in made:
@@ -299,5 +302,5 @@ def _digest(shard: Shard, image: ImageTower, text: TextTower, settings: FeatureS
     }  # fmt: skip
     # Features made before decoding could be set keep their names.
     if settings.decode != DecodeSettings():
-        identity["decode"] = asdict(settings.decode)
+        identity["decode"] = settings.decode.as_stored()
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()

@@ -326,6 +326,6 @@ def _facts(
         "fusion": _format_fusion(settings.fusion),
         "learn": settings.train.to_json(),
         "read": asdict(settings.read),
-        "decode": asdict(settings.decode),
+        "decode": settings.decode.as_stored(),
         "shards": {shard.id: f"{shard.size} bytes, version {shard.version}" for shard in shards},
     }

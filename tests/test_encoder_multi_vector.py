@@ -1,0 +1,128 @@
+"""st: encoders of several vectors an item, against the library called directly."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from random_models import clip_folder
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
+from tiny_llava import TOWER
+from tiny_multi_vector import colpali_folder, multi_vector_folder
+
+from chiasm.pipeline.encoders import Ragged, load_encoder, multi_vector
+from chiasm.pipeline.errors import EncoderError, UsageError
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.pretrained.hub import capture_warnings
+
+FLOAT32 = {"precision": "float32", "device": "cpu", "threads": 1}
+TEXTS = ["a red boat", "b", "a photo of people standing in the street"]
+PROMPTS = {"query": "find: ", "document": "read: ", "other": "so: "}
+
+
+def noise(width, height):
+    return np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+PICTURES = [noise(70, 50), noise(50, 70), noise(33, 33)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {
+        "colpali": colpali_folder(tmp_path_factory.mktemp("colpali")),
+        "saved": multi_vector_folder(tmp_path_factory.mktemp("saved")),
+        "prompts": multi_vector_folder(tmp_path_factory.mktemp("prompts"), PROMPTS),
+    }
+
+
+def library(folder):
+    with capture_warnings():
+        return MultiVectorEncoder(str(folder), device="cpu")
+
+
+def encoder_of(folder, **options):
+    return load_encoder(f"st:{folder}", EncoderSettings(**FLOAT32, **options))
+
+
+def inputs(modality):
+    if modality == "text":
+        return TEXTS, [{"text": text} for text in TEXTS]
+    return PICTURES, [{"image": Image.fromarray(picture)} for picture in PICTURES]
+
+
+def split(tokens: Ragged):
+    return np.split(tokens.values, np.cumsum(tokens.lengths)[:-1])
+
+
+@pytest.mark.parametrize("name", ["colpali", "saved", "prompts"])
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_tokens_are_those_of_the_library_for_documents_and_for_queries(folders, name, modality):
+    encoder, theirs = encoder_of(folders[name]), library(folders[name])
+    items, given = inputs(modality)
+    made = [encoder.preprocess(modality, item) for item in items]
+    for ours, expected in (
+        (encoder.encode(modality, made), theirs.encode_document(given, convert_to_numpy=True)),
+        (encoder.encode_queries(modality, made), theirs.encode_query(given, convert_to_numpy=True)),
+    ):
+        assert ours.tokens.lengths.tolist() == [len(one) for one in expected]
+        np.testing.assert_allclose(ours.tokens.values, np.concatenate(expected), atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(ours.tokens.values, axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(ours.vectors, axis=1), 1, atol=1e-5)
+    assert encoder.token_dims[modality] == ours.tokens.values.shape[1]
+
+
+def test_queries_are_not_documents(folders):
+    encoder = encoder_of(folders["prompts"])
+    query = encoder.encode_queries("text", TEXTS).tokens.values
+    assert np.abs(query - encoder.encode("text", TEXTS).tokens.values).max() > 0.01
+
+
+def test_prompts_are_chosen_by_name_or_given_as_texts(folders):
+    theirs = library(folders["prompts"])
+    chosen = EncoderSettings(**FLOAT32, query_prompt="other", document_prompt="see: ")
+    named = multi_vector.load(str(folders["prompts"]), chosen)
+    expected = theirs.encode_query(TEXTS, prompt_name="other", convert_to_numpy=True)
+    found = named.encode_queries("text", TEXTS).tokens.values
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-6)
+    expected = theirs.encode_document(TEXTS, prompt="see: ", convert_to_numpy=True)
+    found = named.encode("text", TEXTS).tokens.values
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-6)
+    assert named.fingerprint != encoder_of(folders["prompts"]).fingerprint
+
+
+def test_documents_are_pooled_as_the_library_pools_and_queries_are_not(folders):
+    whole, pooled = encoder_of(folders["colpali"]), encoder_of(folders["colpali"], pool_tokens=3)
+    theirs = library(folders["colpali"])
+    items, given = inputs("image")
+    pool = HierarchicalTokenPooling(3)
+    expected = theirs.encode_document(given, token_pooling=pool, convert_to_numpy=True)
+    found = pooled.encode("image", items).tokens
+    np.testing.assert_allclose(found.values, np.concatenate(expected), atol=1e-6)
+    assert (found.lengths < whole.encode("image", items).tokens.lengths / 2).all()
+    queries = [one.encode_queries("text", TEXTS).tokens.values for one in (whole, pooled)]
+    np.testing.assert_array_equal(*queries)
+    assert pooled.fingerprint != whole.fingerprint
+
+
+def test_a_folder_without_config_of_its_own_kind_is_told_by_its_architecture(folders, tmp_path):
+    copied = shutil.copytree(folders["saved"], tmp_path / "copy")
+    settings = copied / "config_sentence_transformers.json"
+    fields = json.loads(settings.read_text())
+    fields["model_type"] = "SentenceTransformer"
+    settings.write_text(json.dumps(fields))
+    with pytest.raises(EncoderError):  # no pooling: not a model of one vector an item either
+        load_encoder(f"st:{copied}", EncoderSettings(**FLOAT32))
+
+
+def test_options_that_it_cannot_have_are_refused_in_one_line(folders, tmp_path):
+    with pytest.raises(EncoderError, match=r"a vector for each token; leave encoder\.dims out"):
+        encoder_of(folders["colpali"], dims=16)
+    with pytest.raises(UsageError, match=r"encoder\.joint_weights"):
+        encoder_of(folders["colpali"], joint_weights="image=2,text=1")
+    clip = clip_folder(tmp_path / "clip", side=32, width=24, tower=TOWER, vision={"patch_size": 8})
+    for name in (f"hf:{clip}", f"st:{clip}"):
+        with pytest.raises(UsageError, match=r"encoder\.pool_tokens: expected an encoder"):
+            load_encoder(name, EncoderSettings(**FLOAT32, pool_tokens=2))
