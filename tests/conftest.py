@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import gc
 import os
 import random
@@ -45,6 +47,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch i
 # Hypothesis draws the same examples each time; `--hypothesis-profile default` looks for new ones.
 settings.register_profile("seeded", derandomize=True, deadline=None)
 settings.load_profile("seeded")
+
+
+def uncollected(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, without a collection of cycles while it runs."""
+
+    @functools.wraps(function)
+    def run(*arguments: object, **named: object) -> Any:
+        on = gc.isenabled()
+        gc.disable()
+        try:
+            return function(*arguments, **named)
+        finally:
+            if on:
+                gc.enable()
+
+    return run
+
+
+# Until 3.11.8 one counter of depth served every tree: a tree made inside another's, by a finaliser
+# that a collection calls, ended the outer one as a SystemError (CPython issue 106905). pytest and
+# Hypothesis parse sources at any moment.
+if sys.version_info < (3, 11, 8):
+    ast.parse = uncollected(ast.parse)
 
 
 class HandClock(threading.local):
