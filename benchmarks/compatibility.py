@@ -12,6 +12,11 @@ shard. Prints a table of what held; exits with 1 if something did not.
 makes the small collection that the tests read, and the weights that made it: a small model that the
 commit's code trains in minutes and takes for its own. Its shards bear the URLs of a bucket, so
 that shard ids and editions are the same on every machine.
+
+    python -m benchmarks.compatibility --two-tower-fixture tests/data/two-tower-6
+
+makes another: two towers of random weights, the model that the commit trains on them, and a
+collection by it. The model names its towers by paths from the folder that they all are in.
 """
 
 from __future__ import annotations
@@ -45,6 +50,11 @@ QUERIES: tuple[dict[str, str], ...] = (
     {"text": "草地上的花", "column": "joint"},
     {"text": "a checked circle in a green field", "column": "image", "rerank": "vectors:8"},
     {"text": "a small yellow balloon", "column": "image", "rerank": "match:5"},
+)
+TOWER_QUERIES: tuple[dict[str, str], ...] = (
+    {"text": "red and blue", "column": "image"},
+    {"text": "a picture of white beside pink", "column": "text"},
+    {"text": "green and black", "column": "joint"},
 )
 K = 3
 VECTORS = ["image", "text", "joint"]
@@ -89,6 +99,35 @@ train(
     Path(sys.argv[1]), device="cpu", precision="float32", workers=0,
 )
 """
+TRAIN_TOWERS = """
+import inspect, sys
+from pathlib import Path
+sys.path.append(sys.argv[1])
+import tiny_towers
+from pipeline.encoders import EncoderSettings
+from pipeline.shards import list_shards
+from pipeline.two_tower.learn import LearnSettings
+from pipeline.two_tower.network import TwoTowerConfig
+from pipeline.two_tower.train import TwoTowerSettings, train_two_tower
+
+small = {"dim": 64, "image_hidden": 16, "text_hidden": 16, "word_hidden": 16}
+TwoTowerConfig.dim = small["dim"]
+fields = inspect.signature(TwoTowerConfig).parameters.values()
+TwoTowerConfig.__init__.__defaults__ = tuple(
+    small.get(one.name, one.default) for one in fields if one.default is not one.empty
+)
+image = tiny_towers.image_folder(Path("towers/image"))
+text = tiny_towers.text_folder(Path("towers/text"))
+tiny_towers.make_pairs(Path("pairs.tar"), 120, 1)
+tiny_towers.make_pairs(Path("shard-00000.tar"), 12, 2)
+train_two_tower(
+    TwoTowerSettings(
+        str(image), str(text), fusion=None, encoder=EncoderSettings("float32", "cpu"),
+        learn=LearnSettings(steps=40, fusion_steps=20, batch=64, warmup=5, checkpoint_every=15),
+    ),
+    list_shards(["pairs.tar"], None), Path("trained"), lambda line: None,
+)
+"""
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -98,6 +137,7 @@ class Version:
 
     def __init__(self, tree: Path, module: str, encoder: str = "pocket", **variables: str) -> None:
         self.tree, self.module, self.encoder = tree, module, encoder
+        self.folder = tree  # where its commands run
         self.environment = {
             **os.environ,
             **variables,
@@ -110,7 +150,7 @@ class Version:
         """Standard output of `python ARGUMENTS`; RuntimeError for another exit code."""
         ran = subprocess.run(
             [sys.executable, *map(str, arguments)],
-            cwd=self.tree,
+            cwd=self.folder,
             env=self.environment,
             capture_output=True,
             text=True,
@@ -130,14 +170,16 @@ class Version:
         options += ("--max-loss", "1", "--json")
         return json.loads(self.chiasm("embed", *shards, "--to", collection, *options))
 
-    def answers(self, collection: Path) -> list[list[dict[str, Any]]]:
-        """The first K results of QUERIES, each an id and a score, best first."""
+    def answers(
+        self, collection: Path, queries: Sequence[dict[str, str]] = QUERIES
+    ) -> list[list[dict[str, Any]]]:
+        """The first K results of each query, each an id and a score, best first."""
         answers = []
-        for query in QUERIES:
+        for query in queries:
             options = ["--column", query["column"], "-k", str(K), "--json"]
             if "rerank" in query:
                 options += ["--rerank", query["rerank"]]
-            if self.encoder != "pocket":
+            if self.module != "jobs":  # the commit had no such option
                 options += ["--encoder", self.encoder]
             found = json.loads(self.chiasm("search", collection, query["text"], *options))
             answers.append([{"id": hit["id"], "score": hit["score"]} for hit in found["results"]])
@@ -298,10 +340,40 @@ def write_fixture(commit: str, target: Path) -> None:
         shutil.copytree(collection, target / "collection")
     server.stop()
     answered = [query | {"results": hits} for query, hits in zip(QUERIES, answers, strict=True)]
-    (target / "answers.json").write_text(
-        json.dumps({"commit": commit, "k": K, "answers": answered}, ensure_ascii=False, indent=1)
-        + "\n"
-    )
+    write_answers(target, commit, answered)
+
+
+def write_two_tower_fixture(commit: str, target: Path) -> None:
+    """Two towers, a model trained on them and a collection of one shard, as `commit` makes them,
+    and its answers."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary).resolve()
+        old = Version(export(commit, folder / "old"), "jobs", "two-tower:model")
+        old.folder = folder
+        old.python("-c", TRAIN_TOWERS, old.tree / "tests")
+        (folder / "model").mkdir()
+        shutil.copy(folder / "trained" / "model.safetensors", folder / "model")
+        config = (folder / "trained" / "config.json").read_text()
+        (folder / "model" / "config.json").write_text(config.replace(f"{folder}/", ""))
+        collection = folder / "collection"
+        old.embed(["shard-00000.tar"], collection)
+        old.chiasm("index", "build", collection)
+        answers = old.answers(collection, TOWER_QUERIES)
+        shutil.rmtree(collection / "runs")
+        for name in ("model", "collection", "towers/image", "towers/text/sentences"):
+            shutil.copytree(folder / name, target / name)
+    answered = [
+        query | {"results": hits} for query, hits in zip(TOWER_QUERIES, answers, strict=True)
+    ]
+    write_answers(target, commit, answered)
+
+
+def write_answers(target: Path, commit: str, answered: list[dict[str, Any]]) -> None:
+    content = {"commit": commit, "k": K, "answers": answered}
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    (target / "answers.json").write_text(text + "\n")
 
 
 def main() -> int:
@@ -311,7 +383,11 @@ def main() -> int:
     parser.add_argument("--commit", default=COMMIT, help="that makes the collection")
     parser.add_argument("--samples", type=int, default=500, help="scenes, in shards of 100")
     parser.add_argument("--fixture", type=Path, help="write the tests' collection there instead")
+    parser.add_argument("--two-tower-fixture", type=Path, help="the tests' two-tower model instead")
     given = parser.parse_args()
+    if given.two_tower_fixture is not None:
+        write_two_tower_fixture(given.commit, given.two_tower_fixture)
+        return 0
     if given.fixture is not None:
         write_fixture(given.commit, given.fixture)
         return 0

@@ -13,6 +13,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ R = TypeVar("R")
 # Samples that a thread which only decodes reads at once: many enough that its turn is rare, few
 # enough that at the end of a shard no thread has much left when the others have nothing.
 CHUNK = 4
+NOTHING = nullcontext()
 CHUNK_BYTES = 1 << 20  # with so many bytes of pictures a chunk is full as well
 
 
@@ -171,7 +173,7 @@ class SampleDecoder:
         """Raises Undecodable for what the encoder says that it cannot use, Fault for what it raises
         beside that."""
         exact = self.settings.exact or self.decoding == 1
-        with self.clock.stage("preprocess"), by_pillow(exact):
+        with self.clock.stage("preprocess"), by_pillow() if exact else NOTHING:
             try:
                 return self.encoder.preprocess(modality, raw)
             except Undecodable:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import Protocol
 
 
@@ -42,14 +42,33 @@ class Stopwatch:
         self._now = now
         self._lock = threading.Lock()
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = self._now()
-        try:
-            yield
-        finally:
-            self.add(name, self._now() - start)
+    def stage(self, name: str) -> Stage:
+        """A context whose seconds are those of a stage."""
+        return Stage(self, name)
+
+    def now(self) -> float:
+        return self._now()
 
     def add(self, name: str, seconds: float) -> None:
         with self._lock:
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+class Stage:
+    """See `Stopwatch.stage`. A class: contextlib's takes twice as long, some times a sample."""
+
+    __slots__ = ("_clock", "_name", "_start")
+
+    def __init__(self, clock: Stopwatch, name: str) -> None:
+        self._clock, self._name = clock, name
+
+    def __enter__(self) -> None:
+        self._start = self._clock.now()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._clock.add(self._name, self._clock.now() - self._start)

@@ -4,7 +4,8 @@ The figures below are those of commit 3f015cd. A change of any of them makes eve
 stale or unreadable. The collection, and the weights that made it, were made with that commit's code
 by `python -m benchmarks.compatibility --fixture tests/data/collection-schema-1`; without
 `--fixture` the same command compares a larger one. To that commit these weights were `pocket`; what
-ships now is another model of that name, so they are named by `--encoder`.
+ships now is another model of that name, so they are named by `--encoder`. A two-tower model, its
+towers and a collection by it are of the same commit: `--two-tower-fixture tests/data/two-tower-6`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ SHARD = Shard(
     version='"9b74c9897bac770ffc029102a200c5de"',
 )
 FINGERPRINT = "00112233445566778899aabbccddeeff"
+TWO_TOWER = TESTS / "data" / "two-tower-6"
 MODEL = f"pocket:{STORED / 'model'}"
 MODEL_FINGERPRINT = "ef40844b27e0db38f93b2fa0ebaf0e5f"
 FLOAT32 = EncoderSettings(precision="float32")
@@ -95,11 +97,15 @@ def stored(tmp_path) -> Path:
     """A copy of the stored collection, its files as old as the index says that they are."""
     collection = tmp_path / "collection"
     shutil.copytree(STORED / "collection", collection)
+    _restore_times(collection)
+    return collection
+
+
+def _restore_times(collection: Path) -> None:
     for segment in collection.glob("index/segments/*/segment.json"):
         for indexed in json.loads(segment.read_text())["shards"]:
             modified = int(indexed["version"])
             os.utime(collection / parquet_name(indexed["shard"]), ns=(modified, modified))
-    return collection
 
 
 @pytest.fixture
@@ -210,3 +216,23 @@ def test_a_stored_collection_is_resumed_and_added_to(stored, shard_urls, chiasm)
     assert len(answer) == 11
     assert sum(result.id.startswith(added) for result in answer) == 4
     assert check(str(stored)).findings == []
+
+
+@pytest.mark.parametrize(
+    "expected",
+    json.loads((TWO_TOWER / "answers.json").read_text())["answers"],
+    ids=lambda expected: expected["column"],
+)
+def test_a_stored_two_tower_model_searches_what_it_embedded(tmp_path, monkeypatch, expected):
+    """Its towers' fingerprints are those of today, however pictures are decoded by now; else the
+    model, or the encoder of the collection, would be another."""
+    shutil.copytree(TWO_TOWER, tmp_path, dirs_exist_ok=True)
+    collection = tmp_path / "collection"
+    _restore_times(collection)
+    monkeypatch.chdir(tmp_path)  # the model names its towers from there
+    opened = open_collection(collection, encoding=FLOAT32, encoder="two-tower:model")
+    answer = opened.search(expected["text"], column=expected["column"], k=3)
+    assert [result.id for result in answer] == [hit["id"] for hit in expected["results"]]
+    scores = [hit["score"] for hit in expected["results"]]
+    # The commit searched in bfloat16; the least gap of two scores is 0.006.
+    assert [result.score for result in answer] == pytest.approx(scores, abs=2e-3)
