@@ -4,13 +4,15 @@
     python -m benchmarks.bare encode ENCODER SHARD [--pairs N] [--batch B] [--callers C]
     python -m benchmarks.bare decode SHARD [--pairs N]
     python -m benchmarks.bare stages ENCODER SHARD [--pairs N]
+    python -m benchmarks.bare lanes ENCODER SHARD [--pairs N] [--batch B] [--callers L]
 
 `forward`: the two towers of a CLIP as transformers runs them, on tensors, texts padded to the
 batch's longest; nothing of ours takes part. `encode`: an encoder of ours, joint vectors included,
 on decoded pictures. Both: one caller whose operators have all cores, or C callers of the same
 weights whose operators have one thread each. `decode`: our decode function and CLIP's preprocessing
 over all cores, in threads and in processes by turns. `stages`: each stage of the write path alone
-in one thread, seconds of processor time. All print JSON.
+in one thread, seconds of processor time. `lanes`: the write path with L lanes, when its first batch
+is written and how much memory it takes beyond the model. All print JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +34,10 @@ import transformers
 
 from benchmarks import free_encoder
 from benchmarks.machine import CORES
+from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.collection import ParquetWriter
+from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encode_batch import encode
 from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.images import DecodeSettings
@@ -226,9 +232,39 @@ def stages(name: str, shard: str, pairs: int, batch: int) -> dict[str, Any]:
     return {"milliseconds": spent, "pairs": pairs}
 
 
+def _memory(field: str) -> int:
+    """KB of this process, as Linux has them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def lanes(name: str, shard: str, pairs: int, batch: int, count: int) -> dict[str, Any]:
+    """Seconds to the first batch and to the last, and MB of memory at most beyond what there was
+    before."""
+    (source,) = list_shards([shard])
+    encoder = load_encoder(name, EncoderSettings(threads=1))
+    settings = EmbedSettings(batch=BatchSettings(size=batch, decode_threads=count))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _memory("VmRSS")
+    seen: list[float] = []
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as place:
+        embed_shard(
+            source, encoder, Folder(place), settings, run_id="bare", limit=pairs,
+            watch=lambda tally: seen.append(time.perf_counter() - began),
+        )  # fmt: skip
+    memory = _memory("VmHWM") - before
+    return {
+        "lanes": count,
+        "first_batch": round(seen[0], 3),
+        "seconds": round(seen[-1], 3),
+        "megabytes": round(memory / 1024),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("limit", choices=("forward", "encode", "decode", "stages"))
+    parser.add_argument("limit", choices=("forward", "encode", "decode", "stages", "lanes"))
     parser.add_argument("names", nargs="+", help="FOLDER or ENCODER where one is asked for; SHARD")
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64)
@@ -237,6 +273,8 @@ def main() -> None:
     *model, shard = given.names
     if given.limit == "stages":
         rates = stages(model[0], shard, given.pairs, given.batch)
+    elif given.limit == "lanes":
+        rates = lanes(model[0], shard, given.pairs, given.batch, given.callers)
     else:
         samples = samples_of(shard, given.pairs)
         if given.limit == "decode":

@@ -19,6 +19,8 @@ Parts, each ours (`chiasm embed`: Ray, Parquet and all) against a bare limit of 
     pocket   the encoder that ships; the share of each stage, of processor time when it runs alone
              and of busy time in the run, where threads also wait for a core
     stages   each stage alone, in one thread
+    lanes    CLIP ViT-B/32 with 1, 2, 4 and 8 lanes in one process: seconds to the first batch and
+             to the last, memory beyond the model
 
 All have all cores of the machine. Contenders take turns within a round, since machines drift;
 ratios are medians over rounds. Shards (640 x 480, 16 tokens, --samples in each) and models are made
@@ -36,6 +38,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,12 +51,14 @@ from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.images import decode as decode_picture
+from chiasm.pipeline.lanes import set_operator_threads
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
 from tests.support.random_models import clip_folder, siglip_folder
 
 BARE_PAIRS = 512  # enough for the rate of a forward, which no input changes
 OVERHEAD_PAIRS = 1000
+BATCH = 32  # of the preset `laptop`
 
 
 def clip() -> Path:
@@ -126,7 +131,9 @@ def others(encoders: dict[str, str], shards: list[Path], rounds: int) -> dict[st
 
 def limits(kind: str, name: str, shard: Path) -> list[tuple[str, Callable[[], Any]]]:
     """One caller with all cores, and one a core."""
-    call = functools.partial(bare, kind, name, shard, "--pairs", str(BARE_PAIRS))
+    call = functools.partial(
+        bare, kind, name, shard, "--pairs", str(BARE_PAIRS), "--batch", str(BATCH)
+    )
     return [("one caller", call), ("callers", lambda: call("--callers", str(CORES)))]
 
 
@@ -140,16 +147,22 @@ def compared(contenders: list[tuple[str, Callable[[], Any]]], rounds: int) -> di
 
 
 def overhead(shard: Path, rounds: int) -> dict[str, Any]:
-    """Milliseconds of processor time a pair, in alternating rounds."""
+    """Milliseconds of processor time a pair, in alternating rounds. Pictures are decoded alone by
+    as many threads as there are lanes: cores that share caches slow each other down."""
     samples = samples_of(str(shard), OVERHEAD_PAIRS)
     (source,) = list_shards([str(shard)])
     encoder = free_encoder.FreeEncoder()
     settings, side = EmbedSettings(), encoder.modalities["image"].side
 
-    def decode() -> None:
-        for sample in samples:
+    def decode_some(core: int) -> None:
+        set_operator_threads(1)
+        for sample in samples[core::CORES]:
             picture = decode_picture(sample.picture or b"", settings.decode, side)
             encoder.preprocess("image", picture.pixels)
+
+    def decode() -> None:
+        with ThreadPoolExecutor(CORES) as threads:
+            list(threads.map(decode_some, range(CORES)))
 
     def embed(place: str) -> None:
         embed_shard(
@@ -180,6 +193,12 @@ def processor_time(work: Callable[[], Any]) -> float:
 def peer_run(shards: list[Path], model: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         return asdict(peer_clip_retrieval.run(shards, model, Path(place) / "out", cores=CORES))
+
+
+def by_lanes(shard: Path, count: int) -> dict[str, Any]:
+    pairs = str(LANE_PAIRS)
+    options = ("--pairs", pairs, "--batch", str(BATCH), "--callers", str(count))
+    return bare("lanes", f"hf:{clip()}", shard, *options)
 
 
 def against_decode(shards: list[Path], rounds: int) -> dict[str, Any]:
@@ -253,6 +272,13 @@ def format_tables(figures: dict[str, Any]) -> str:
     if "overhead" in figures:
         spent = [(name, f) for name, f in figures["overhead"].items() if "time" in name]
         parts.append(table(("beside decoding", ""), spent))
+    if "lanes" in figures:
+        parts.append(
+            table(
+                ("lanes", "first batch, s", "all, s", "memory, MB"),
+                [tuple(run.values()) for run in figures["lanes"]["runs"]],
+            )
+        )
     if "stages" in figures:
         stages = {name: measured for name, measured in figures["stages"].items() if name != "on"}
         names = list(next(iter(stages.values()))["milliseconds"])
@@ -268,7 +294,8 @@ def format_tables(figures: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-PARTS = ("stages", "overhead", "decode", "pocket", "others", "encode")
+LANES, LANE_PAIRS = (1, 2, 4, 8), 512
+PARTS = ("lanes", "stages", "overhead", "decode", "pocket", "others", "encode")
 
 
 def main() -> None:
@@ -292,6 +319,7 @@ def main() -> None:
             "pocket": bare("stages", "pocket", shards[0], "--pairs", "250"),
             "ViT-B/32": bare("stages", f"hf:{clip()}", shards[0], "--pairs", "128"),
         },
+        "lanes": lambda: {"runs": [by_lanes(shards[0], count) for count in LANES]},
         "decode": lambda: against_decode(shards, given.rounds),
         "pocket": lambda: pocket(shards, given.rounds),
         "overhead": lambda: overhead(shards[0], given.rounds),
