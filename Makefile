@@ -22,7 +22,9 @@ OPEN_CLIP := open_clip_torch timm ftfy wcwidth
 demo: install
 	$(BIN)/chiasm demo
 
-test: lint types pytest
+# Types beside the tests: they take 20 s of one core, and tests that start Ray wait at times.
+test: lint
+	@$(MAKE) --no-print-directory -j2 types pytest
 
 lint: install
 	$(BIN)/ruff check .

@@ -41,8 +41,10 @@ LONG_FILES = (
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-# Of a Ray that a test starts: no process for each core beforehand, as in jobs/cluster/session.py.
+# Of a Ray that a test starts: no process for each core beforehand, as in jobs/cluster/session.py;
+# and workers that need not wait for whatever other tests run beside them.
 os.environ.update({"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"})
+os.environ.update({"RAY_worker_niceness": "0"})
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch is not imported yet
 # Hypothesis draws the same examples each time; `--hypothesis-profile default` looks for new ones.
 settings.register_profile("seeded", derandomize=True, deadline=None)
@@ -152,14 +154,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def start_embed(*arguments: object, stderr: int = subprocess.STDOUT) -> subprocess.Popen[str]:
+def start_embed(
+    *arguments: object, stderr: int = subprocess.STDOUT, small_ray: bool = True
+) -> subprocess.Popen[str]:
     """`chiasm embed` as a program in a process group of its own, with the encoder `fake`."""
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "chiasm", "embed", *map(str, arguments)),
             *("--encoder", "fake", "--set", "batch.size=8"),
         ],
-        env=environment(),
+        env=environment() | ({"SMALL_RAY": "1"} if small_ray else {}),
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
@@ -194,7 +198,9 @@ def chiasm():
 def ray_session():
     """One Ray for all tests that embed in this process; it takes seconds to start."""
     import ray
+    from small_ray import start_small
 
+    start_small()
     before = dict(os.environ)
     os.environ.update(environment())  # inherited by the workers
     ray.init(

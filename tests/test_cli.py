@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import io
 import json
@@ -79,31 +80,17 @@ def test_a_group_lists_its_commands(chiasm, group):
         assert f"{name} {summary}" in plain(ran.stdout)
 
 
-HELP_OF_ALL = """
-import contextlib, io, json, sys
-from chiasm.jobs.cli.app import application, load_command
-
-found = {}
-for name in sys.argv[1:]:
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        application()([*name.split(), "--help"], standalone_mode=False)
-    found[name] = out.getvalue(), load_command(name)[1]
-print(json.dumps(found))
-"""
-
-
 @pytest.fixture(scope="module")
 def helps() -> dict[str, tuple[str, str]]:
     """Of every command what `--help` prints on a terminal of 80 columns, and its HELP."""
-    ran = subprocess.run(
-        [sys.executable, "-c", HELP_OF_ALL, *names()],
-        env={**environment(), "COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(ran.stdout.splitlines()[-1])
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        for name in names():
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                app.application()([*name.split(), "--help"], standalone_mode=False)
+            found[name] = out.getvalue(), app.load_command(name)[1]
+    return found
 
 
 @pytest.mark.parametrize("name", names())

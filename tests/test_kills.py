@@ -22,8 +22,8 @@ from chiasm.pipeline.storage import is_temporary
 SLOW = ["fault:slow 0.02"] * 40
 
 
-def start(shards: list[Path], to: Path) -> subprocess.Popen[str]:
-    return start_embed(*shards, "--to", to)
+def start(shards: list[Path], to: Path, small_ray: bool = True) -> subprocess.Popen[str]:
+    return start_embed(*shards, "--to", to, small_ray=small_ray)
 
 
 def contents(to: Path) -> dict[str, bytes]:
@@ -107,7 +107,7 @@ def test_a_run_that_is_asked_to_stop_stops_cleanly(signum, code, send, tmp_path)
 def test_asked_to_stop_while_ray_starts_it_says_so_and_leaves_nothing(
     moment, slow_shards, tmp_path
 ):
-    process = start(slow_shards, tmp_path)
+    process = start(slow_shards, tmp_path, small_ray=False)
     ours = psutil.Process(process.pid)
     while process.poll() is None and not any("gcs_server" in c.name() for c in ours.children(True)):
         time.sleep(0.01)

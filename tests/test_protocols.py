@@ -4,8 +4,6 @@ cut by cost."""
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from array_encoder import ArrayEncoder, embed_arrays, make_arrays
+from commands import run_command
 from conftest import dropped, environment, make_shard, samples
 from fake_encoder import FakeEncoder, FakeMatcher
 
@@ -114,10 +113,7 @@ def test_an_installed_encoder_reaches_ray_workers_and_a_later_search(installed, 
     variables["PYTHONPATH"] += f":{installed}"
 
     def run(*arguments):
-        ran = subprocess.run(
-            [sys.executable, "-m", "chiasm", *map(str, arguments)],
-            env=variables, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        ran = run_command([*map(str, arguments)], variables)
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
 

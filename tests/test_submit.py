@@ -115,9 +115,9 @@ def test_a_job_that_fails_fails_the_command_and_shows_why(head, tmp_path):
     assert re.search(r"chiasm: job \S+: expected success, found failed", ran.stderr)
 
 
-def test_no_cluster_there_is_one_line(tmp_path):
+def test_no_cluster_there_is_one_line(chiasm, tmp_path):
     address = f"127.0.0.1:{free_port()}"
-    ran = run("submit", "--address", f"http://{address}", "--", "status", "x", cwd=tmp_path)
+    ran = chiasm("submit", "--address", f"http://{address}", "--", "status", "x", cwd=tmp_path)
     assert ran.returncode == 1
     assert ran.stderr.count("\n") == 1
     assert "expected the dashboard of a running Ray cluster" in ran.stderr
@@ -128,16 +128,16 @@ def test_no_cluster_there_is_one_line(tmp_path):
     [("ray://head:10001", "an address of ray://"), ("s3://head", "an address of s3://"),
      ("http://", "no host in it")],
 )  # fmt: skip
-def test_what_is_no_address_of_a_dashboard_is_one_line(address, found, tmp_path):
-    ran = run("submit", "--address", address, "--", "status", "x", cwd=tmp_path)
+def test_what_is_no_address_of_a_dashboard_is_one_line(address, found, chiasm, tmp_path):
+    ran = chiasm("submit", "--address", address, "--", "status", "x", cwd=tmp_path)
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1), ran.stderr
     assert f"expected the cluster's dashboard, http://HOST:8265, found {found}" in ran.stderr
 
 
-def test_an_address_without_http_is_that_of_the_dashboard(tmp_path):
+def test_an_address_without_http_is_that_of_the_dashboard(chiasm, tmp_path):
     address = f"127.0.0.1:{free_port()}"
     assert dashboard_url(address) == f"http://{address}"
-    ran = run("submit", "--address", address, "--", "status", "x", cwd=tmp_path)
+    ran = chiasm("submit", "--address", address, "--", "status", "x", cwd=tmp_path)
     assert (ran.returncode, ran.stderr.count("\n")) == (1, 1), ran.stderr
     assert "expected the dashboard of a running Ray cluster" in ran.stderr
 

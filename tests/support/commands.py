@@ -6,7 +6,8 @@ through the same `main`.
 
 What libraries read while they are imported is fixed, for all commands alike, by the environment
 that `choose_server` was given: the folders of huggingface_hub (HF_HOME) and of matplotlib, the
-number of threads, the path of imports. And a fork ends by multiprocessing's `os._exit`, not as an
+number of threads; the path of imports can only be added to. A Ray that a command starts is a small
+one (tests/support/small_ray.py). And a fork ends by multiprocessing's `os._exit`, not as an
 interpreter does: without `atexit` and without the end of modules. What imports and the exit print
 is for tests that start Python.
 """
@@ -108,6 +109,8 @@ def _be_command(
         os.dup2(os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY), number)
     os.environ.clear()
     os.environ.update(environment)
+    added = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [folder for folder in added if folder and folder not in sys.path]
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin = io.TextIOWrapper(io.FileIO(0), encoding="utf-8")
