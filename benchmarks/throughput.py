@@ -1,14 +1,14 @@
 """How near the pipeline comes to the limit of the machine, stage by stage, and beside the peer.
 
-    python -m benchmarks.throughput [--parts PART...] [--rounds R] [--no-peer] [--no-json]
+    python -m benchmarks.throughput [--parts PART...] [--rounds R] [--no-json]
                                     [--encoder NAME=ENCODER ...]
 
 Parts, each ours (`chiasm embed`: Ray, Parquet and all) against a bare limit of the same run:
 
     encode   CLIP ViT-B/32 with random weights, 4,000 pairs in 4 shards; the limits are both towers
              alone on tensors (bare.py forward), by one caller whose operators have all cores, and
-             by as many callers as there are cores, each with operators of one thread;
-             clip-retrieval embeds the same shards with the same weights
+             by as many callers as there are cores, each with operators of one thread
+    peer     the same against clip-retrieval, which embeds the same shards with the same weights
     others   the same with pocket, SigLIP-B/16 with random weights, and what --encoder names, such
              as two-tower=two-tower:DIR; the limits are their own forward passes (bare.py encode)
     overhead processor time of embedding with an encoder that costs nothing, less that of decoding
@@ -104,14 +104,20 @@ def ours(shards: list[Path], encoder: str) -> dict[str, Any]:
     }
 
 
-def against_forward(model: Path, shards: list[Path], rounds: int, peer: bool) -> dict[str, Any]:
-    """Ours, the towers alone and, where asked, the peer, on the same shards."""
-    contenders: list[tuple[str, Callable[[], Any]]] = [
+def against_forward(model: Path, shards: list[Path], rounds: int) -> dict[str, Any]:
+    """Ours and the towers alone, on the same shards."""
+    contenders = [
         ("ours", lambda: ours(shards, f"hf:{model}")),
         *limits("forward", str(model), shards[0]),
     ]
-    if peer:
-        contenders.append(("peer", lambda: peer_run(shards, model)))
+    return compared(contenders, rounds)
+
+
+def against_peer(model: Path, shards: list[Path], rounds: int) -> dict[str, Any]:
+    contenders: list[tuple[str, Callable[[], Any]]] = [
+        ("ours", lambda: ours(shards, f"hf:{model}")),
+        ("peer", lambda: peer_run(shards, model)),
+    ]
     return compared(contenders, rounds)
 
 
@@ -251,7 +257,9 @@ def median(values: list[float]) -> float:
 
 def format_tables(figures: dict[str, Any]) -> str:
     """The tables of what was measured."""
-    compared_parts = {part: figures[part] for part in ("encode", "decode") if part in figures}
+    compared_parts = {
+        part: figures[part] for part in ("encode", "peer", "decode") if part in figures
+    }
     compared_parts |= {
         name: each for name, each in figures.get("others", {}).items() if name != "on"
     }
@@ -295,7 +303,7 @@ def format_tables(figures: dict[str, Any]) -> str:
 
 
 LANES, LANE_PAIRS = (1, 2, 4, 8), 512
-PARTS = ("lanes", "stages", "overhead", "decode", "pocket", "others", "encode")
+PARTS = ("lanes", "stages", "overhead", "decode", "pocket", "others", "encode", "peer")
 
 
 def main() -> None:
@@ -305,7 +313,6 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--samples", type=int, default=1000, help="in each of the 4 shards")
-    parser.add_argument("--no-peer", action="store_true", help="without clip-retrieval")
     parser.add_argument("--no-json", action="store_true", help="leave the results file alone")
     parser.add_argument("--encoder", action="append", default=[], metavar="NAME=ENCODER")
     given = parser.parse_args()
@@ -326,7 +333,8 @@ def main() -> None:
         "others": lambda: others(
             {"pocket": "pocket", "SigLIP-B/16": f"hf:{siglip()}", **named}, shards, given.rounds
         ),
-        "encode": lambda: against_forward(clip(), shards, given.rounds, not given.no_peer),
+        "encode": lambda: against_forward(clip(), shards, given.rounds),
+        "peer": lambda: against_peer(clip(), shards, given.rounds),
     }
     try:
         for part in given.parts:
