@@ -143,16 +143,20 @@ def sampled_proposals(
     marks = rng.permutation(_differing(_some(wanted)))[:MARKS].astype(np.float32)
 
     def preferred(group: pa.Table) -> np.ndarray:
-        """In turn the next of the rows that are most unusual, and one that is drawn."""
-        unusual = _unusual(tokens_of(group[own]), marks)
-        turn = 2 * np.argsort(np.argsort(-unusual, kind="stable"))
-        return -np.minimum(turn, 2 * rng.permutation(len(group)) + 1)
+        return _half_unusual(_unusual(tokens_of(group[own]), marks), rng)
 
     tables = sampled_rows(covered, own, ROWS, [own], seed=3, preferred=preferred)
     documents = _joined([tokens_of(table[own]) for table in tables])
     LOG.info("column %s: proposals fitted to %d rows, %d tokens of queries",
              column, len(documents.lengths), len(wanted))  # fmt: skip
     return fit_proposals(documents, wanted, covered.identity.dim)
+
+
+def _half_unusual(unusual: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A number for each row: the greatest have in turn the next of the most unusual rows, and one
+    that is drawn."""
+    turn = 2 * np.argsort(np.argsort(-unusual, kind="stable"))
+    return -np.minimum(turn, 2 * rng.permutation(len(unusual)) + 1)
 
 
 def _unusual(tokens: Ragged, marks: np.ndarray) -> np.ndarray:

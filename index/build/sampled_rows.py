@@ -28,8 +28,9 @@ def sampled_rows(
     """About `wanted` rows that have a vector in `column`, of row groups drawn from all shards.
 
     preferred: of a row group a number for each row, or a bool; those with greater ones are taken
-    before others. The same files and seed give the same rows. About SAMPLE_GROUPS row groups are read,
-    more where rows lack the column. CollectionError where every shard is embedded anew now."""
+    before others. The same files and seed give the same rows. About SAMPLE_GROUPS row groups are
+    read, more where rows lack the column. CollectionError where every shard is embedded anew now.
+    """
     groups = [
         (number, group)
         for number, file in enumerate(covered.files)

@@ -94,7 +94,7 @@ class Muvera:
         values = np.ascontiguousarray(tokens.values, np.float32)
         # All repetitions at once: each call of scipy's takes a tenth of a millisecond.
         bits = values @ self._planes.transpose(1, 0, 2).reshape(width, -1) > 0
-        parts = bits.reshape(-1, repetitions, planes) @ (1 << np.arange(planes))
+        parts = bits.reshape(len(values), repetitions, planes) @ (1 << np.arange(planes))
         items = np.repeat(np.arange(count), tokens.lengths)
         places = (items[:, None] * repetitions + np.arange(repetitions)) * self._count + parts
         shorter = values @ self._project.transpose(1, 0, 2).reshape(width, -1)
