@@ -60,11 +60,11 @@ def refusals(place: Path) -> dict[str, dict[str, str]]:
 
 
 def worst(found: dict[str, Any]) -> dict[str, float]:
-    """Of all families: the largest difference of vectors and scores, that of inputs, the least
-    cosine."""
+    """Of all families: the largest difference of vectors and scores in millionths, that of inputs,
+    the least cosine."""
     exact = [one[name] for one in found.values() for name in EXACT if one[name] is not None]
     return {
-        "difference": max(exact),
+        "millionths": 1e6 * max(exact),
         "inputs": max(one["inputs"] for one in found.values()),
         "cosine": min(one["cosine"] for one in found.values() if one["cosine"] is not None),
     }
