@@ -67,6 +67,11 @@ def fusing(tmp_path_factory):
     return save(modules, tmp_path_factory.mktemp("fusing"))
 
 
+@pytest.fixture(scope="module")
+def encoder(saved):
+    return load_encoder(f"st:{saved}", FLOAT32)
+
+
 def save(modules, folder):
     with capture_warnings():
         SentenceTransformer(modules=modules, device="cpu").save_pretrained(
@@ -84,11 +89,10 @@ def images_of(encoder, pictures=PICTURES):
     return encode_images(encoder, [preprocess(encoder, picture) for picture in pictures])
 
 
-def test_a_text_that_names_a_picture_stays_a_text(clip, saved, tmp_path):
+def test_a_text_that_names_a_picture_stays_a_text(clip, saved, encoder, tmp_path):
     """SentenceTransformers fetch bare strings that read like pictures; captions are anybody's."""
     PICTURES[0].save(tmp_path / "there.png")
     texts = [str(tmp_path / "there.png"), "https://example.invalid/cat.jpg", "data:image/png,x"]
-    encoder = load_encoder(f"st:{saved}", FLOAT32)
     wanted = encode_texts(load_encoder(f"hf:{clip}", FLOAT32), texts)
     np.testing.assert_allclose(encode_texts(encoder, texts), wanted, atol=2e-6)
     with capture_warnings():
@@ -96,8 +100,7 @@ def test_a_text_that_names_a_picture_stays_a_text(clip, saved, tmp_path):
     assert images_of(encoder)[0] @ (bare / np.linalg.norm(bare)) > 0.9999
 
 
-def test_without_fusion_a_pair_is_the_normalised_mean(saved):
-    encoder = load_encoder(f"st:{saved}", FLOAT32)
+def test_without_fusion_a_pair_is_the_normalised_mean(encoder):
     image, text = images_of(encoder), encode_texts(encoder, TEXTS)
     pixels = [preprocess(encoder, picture) for picture in PICTURES]
     assert encoder.preprocessing["joint"] == "normalised mean"
@@ -124,8 +127,7 @@ def test_with_fusion_a_pair_is_read_together(fusing):
     assert ((made * mean_of(image, text)).sum(1) < 0.9999).any()
 
 
-def test_large_pictures_are_bounded_in_shape(saved):
-    encoder = load_encoder(f"st:{saved}", FLOAT32)
+def test_large_pictures_are_bounded_in_shape(encoder):
     assert preprocess(encoder, Image.new("RGB", (640, 480))).shape == (480, 640, 3)
     made = preprocess(encoder, Image.new("RGB", (3000, 1500)))
     assert made.dtype == np.uint8 and made.shape == (1024, 2048, 3)
@@ -133,16 +135,15 @@ def test_large_pictures_are_bounded_in_shape(saved):
     assert preprocess(encoder, Image.new("RGB", (3_000_000, 1))).shape[0] == 1
 
 
-def test_no_rows_in_no_rows_out_and_a_lone_surrogate_is_a_question_mark(saved):
-    encoder = load_encoder(f"st:{saved}", FLOAT32)
+def test_no_rows_in_no_rows_out_and_a_lone_surrogate_is_a_question_mark(encoder):
     assert encode_texts(encoder, []).shape == encode_images(encoder, []).shape == (0, 24)
     broken, mark = encode_texts(encoder, ["a \ud83d boat", "a ? boat"])
     np.testing.assert_allclose(broken, mark, atol=1e-5)
 
 
-def test_the_fingerprint_is_that_of_any_copy_and_sees_its_modules(saved, copy):
+def test_the_fingerprint_is_that_of_any_copy_and_sees_its_modules(encoder, copy):
     (copy / "README.md").write_text("notes")
-    before = load_encoder(f"st:{saved}", FLOAT32).fingerprint
+    before = encoder.fingerprint
     assert load_encoder(f"st:{copy}", FLOAT32).fingerprint == before
     config = json.loads((copy / "config_sentence_transformers.json").read_text())
     config |= {"prompts": {"query": "find: "}}
@@ -150,10 +151,9 @@ def test_the_fingerprint_is_that_of_any_copy_and_sees_its_modules(saved, copy):
     prompted = load_encoder(f"st:{copy}", FLOAT32)
     assert prompted.fingerprint != before
     assert prompted.preprocessing["text"] == {"prompt": "", "query_prompt": "find: "}
-    plain = load_encoder(f"st:{saved}", FLOAT32)
     np.testing.assert_allclose(
         prompted.encode_queries("text", ["cat"]).vectors,
-        encode_texts(plain, ["find: cat"]),
+        encode_texts(encoder, ["find: cat"]),
         atol=2e-6,
     )
 

@@ -20,6 +20,12 @@ from chiasm.pipeline.pretrained import EncoderSettings
 BFLOAT16 = EncoderSettings(precision="bfloat16", device="cpu")
 MATCHERS_ALONE = ("hf blip2-itm", "st cross-encoder")
 ENCODERS = [name for name in FAMILIES if name not in MATCHERS_ALONE]
+# Several `st:` share a module, which makes rows independent of a batch, and casts.
+ONE_OF_A_KIND = [
+    name
+    for name in ENCODERS
+    if name not in ("st siglip", "st routed", "st llava-next", "st clap and clip", "st colpali")
+]
 # The width in which what is compared has to differ: random weights of towers tell texts apart less.
 LEAST_DISTANCE = 1e-3
 
@@ -79,7 +85,7 @@ def test_vectors_scores_and_inputs_are_those_of_the_models_own_library(made, nam
     assert (found.cosine is None) == (name in MATCHERS_ALONE)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", ONE_OF_A_KIND)
 def test_vectors_differ_and_do_not_depend_on_their_neighbours(made, name):
     for modality, (items, rows) in made.rows(name).items():
         encode = functools.partial(made.model(name).encode, modality)
@@ -90,7 +96,7 @@ def test_vectors_differ_and_do_not_depend_on_their_neighbours(made, name):
         assert distances.min() > LEAST_DISTANCE, modality
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", ONE_OF_A_KIND)
 def test_bfloat16_is_close_and_comes_back_as_unit_float32(made, name):
     encoder = made.load(name, BFLOAT16)
     assert (encoder.precision, encoder.device) == ("bfloat16", "cpu")

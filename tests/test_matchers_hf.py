@@ -51,17 +51,17 @@ def folders(tmp_path_factory):
     return {kind: make(base / kind) for kind, make in MATCHERS.items()}
 
 
-@pytest.fixture(params=MATCHERS)
+@pytest.fixture(params=MATCHERS, scope="module")
 def kind(request):
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def matcher(folders, kind):
     return load_matcher(f"hf:{folders[kind]}", FLOAT32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own(folders, kind):
     return OWN[kind](folders[kind])
 
