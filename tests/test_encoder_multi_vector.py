@@ -69,6 +69,18 @@ def test_prompts_are_chosen_by_name_or_given_as_texts(folders):
     assert named.fingerprint != encoder_of(folders["prompts"]).fingerprint
 
 
+@pytest.mark.parametrize("kind", ["colpali", "prompts"])
+def test_tokens_that_a_text_loses_are_counted(folders, kind):
+    """By the library: one that loses a token has the vectors of the text without its last word."""
+    encoder = encoder_of(folders[kind])
+    for encode in (encoder.encode, encoder.encode_queries):
+        assert encode("text", TEXTS).tokens_cut.tolist() == [0] * len(TEXTS)
+        short, long = encode("text", ["a" * 3000]), encode("text", ["a" * 3010])
+        assert short.tokens_cut[0] > 0 and long.tokens_cut[0] == short.tokens_cut[0] + 10
+        np.testing.assert_allclose(short.tokens.values, long.tokens.values, atol=1e-6)
+    assert encoder.encode("image", [encoder.preprocess("image", PICTURES[0])]).tokens_cut is None
+
+
 def test_documents_are_pooled_as_the_library_pools_and_queries_are_not(folders):
     whole, pooled = encoder_of(folders["colpali"]), encoder_of(folders["colpali"], pool_tokens=3)
     theirs = library(folders["colpali"])

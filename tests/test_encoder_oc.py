@@ -127,6 +127,13 @@ def test_tokens_that_a_text_loses_are_counted(encoders, own, kind):
     assert cut.dtype == np.int64 and cut.tolist() == [counts[0] - length, 0] and counts[0] > 100
 
 
+def test_counting_leaves_the_tokenizer_that_lanes_share_as_it_is(folders):
+    encoder = load_encoder(f"oc:{folders['siglip']}", FLOAT32)
+    shared = encoder._tokens._tokenizer.tokenizer._tokenizer
+    encoder.encode("text", [LONG])
+    assert shared.truncation["max_length"] == LENGTHS["siglip"] and shared.padding is not None
+
+
 def test_a_text_that_just_fits_loses_nothing(encoders):
     fits, more = "cat " * 14, "cat " * 15  # and two special tokens, of 16
     assert encoders["clip"].encode("text", [fits, more]).tokens_cut.tolist() == [0, 1]
