@@ -1,78 +1,105 @@
-"""How far the vectors and scores of each family are from those of its own library, called directly.
+"""How far the vectors and scores of each family are from those of its own library, called directly,
+and which kinds of folders are refused.
 
     python -m benchmarks.families
 
-For each family a tiny folder in its real format, with random weights, and the same pictures and
-texts through chiasm and through the library alone, in float32: the largest difference of any number
-of a text's, a picture's and a joint vector, and of the log odds of a match; the mean difference of
-what goes into the image tower, of 255, from what the library's own processor makes; the least
-cosine from pictures to vectors, each side by its own processing. Prints a table and writes
+For each family a tiny folder in its real format, with random weights, and the same pictures or
+sounds and texts through chiasm and through the library alone, in float32: the largest difference of
+any number of a text's, a picture's, a pair's and a query's vector, and of the score of a match; the
+mean difference of what goes into the tower, of 255, from what the library's own processor makes;
+the least cosine from the bytes of files to vectors, each side by its own processing. For each kind
+of folder that no encoder is made of, the line that says so. Prints both tables and writes
 benchmarks/results/families.json; exits 1 where a bar is missed.
 """
 
 from __future__ import annotations
 
-import json
-import platform
+import functools
+import re
 import sys
 import tempfile
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import torch
-import transformers
+from benchmarks.family_tables import EXACT, tables
+from benchmarks.machine import ROOT, keep, machine
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests" / "support"))
 
-from family_differences import OWN, Differences, differences_of  # noqa: E402
-from random_families import ENCODERS, MATCHERS  # noqa: E402
+from families import FAMILIES
+from family_differences import FLOAT32, differences
+from refused_folders import REFUSED, folder_of, line_of
 
-RESULT = ROOT / "benchmarks" / "results" / "families.json"
+from chiasm.pipeline.encoders import load_encoder, load_matcher
+
 LARGEST, INPUTS, COSINE = 1e-6, 0.05, 0.9999  # the bars
+LIBRARIES = ("transformers", "sentence-transformers", "open_clip_torch", "torch", "pillow")
 
 
-def measure() -> dict[str, Differences]:
-    """family -> its differences."""
+def measure(place: Path) -> dict[str, dict[str, Any]]:
+    """family -> the class that reads it and its differences."""
     found = {}
-    with tempfile.TemporaryDirectory() as place:
-        for family, make in (ENCODERS | MATCHERS).items():
-            found[family] = differences_of(family, make(Path(place) / family))
+    for name, family in FAMILIES.items():
+        folder = family.make(place / name)
+        own = family.own(folder)
+        load = load_encoder if own.encodes else load_matcher
+        one = differences(load(f"{family.door}:{folder}", FLOAT32), own)
+        found[name] = {"network": own.network, "reads": own.reads, **asdict(one)}
     return found
 
 
-def missed(found: Differences) -> bool:
+def refusals(place: Path) -> dict[str, dict[str, str]]:
+    """kind of folder -> the door and the line."""
+    made = functools.cache(lambda name: FAMILIES[name].make(place / "made" / name))
+    return {
+        name: {"door": kind.door, "line": line_of(kind, folder_of(kind, place / name, made))}
+        for name, kind in REFUSED.items()
+    }
+
+
+def worst(found: dict[str, Any]) -> dict[str, float]:
+    """Of all families: the largest difference of vectors and scores in millionths, that of inputs,
+    the least cosine."""
+    exact = [one[name] for one in found.values() for name in EXACT if one[name] is not None]
+    return {
+        "millionths": 1e6 * max(exact),
+        "inputs": max(one["inputs"] for one in found.values()),
+        "cosine": min(one["cosine"] for one in found.values() if one["cosine"] is not None),
+    }
+
+
+def missed(found: dict[str, Any]) -> bool:
     """Whether a family misses a bar."""
-    numbers = (found.text, found.picture, found.joint, found.matching)
-    largest = max(number for number in numbers if number is not None)
-    cosine = 1.0 if found.cosine is None else found.cosine
-    return largest > LARGEST or found.inputs > INPUTS or cosine < COSINE
+    largest = max(found[name] for name in EXACT if found[name] is not None)
+    cosine = 1.0 if found["cosine"] is None else found["cosine"]
+    return largest > LARGEST or found["inputs"] > INPUTS or cosine < COSINE
 
 
-def table(found: dict[str, Differences]) -> str:
-    """The same in Markdown."""
-    columns = ("text", "picture", "joint", "matching", "inputs, of 255", "cosine")
-    lines = [f"| family | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for family, one in found.items():
-        exact = (one.text, one.picture, one.joint, one.matching)
-        cells = ["-" if number is None else f"{number:.1e}" for number in exact]
-        cells += [f"{one.inputs:.3f}", "-" if one.cosine is None else f"{one.cosine:.6f}"]
-        lines.append(f"| {family} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def architectures(found: dict[str, Any]) -> int:
+    """How many there are, whichever door they are named at: names of classes without the task."""
+    names = (name for one in found.values() for name in one["reads"])
+    return len({re.sub(r"(Model|For[A-Z]\w+)$", "", name) for name in names})
 
 
 def main() -> None:
-    assert OWN.keys() == (ENCODERS | MATCHERS).keys()
-    found = measure()
-    print(table(found))
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    record = {
-        "machine": platform.processor() or platform.machine(),
-        "versions": versions,
-        "families": {family: asdict(one) for family, one in found.items()},
-    }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
-    bad = [family for family, one in found.items() if missed(one)]
+    with tempfile.TemporaryDirectory() as place:
+        found = measure(Path(place) / "families")
+        refused = refusals(Path(place) / "refused")
+    bad = [name for name, one in found.items() if missed(one)]
+    count = {"families": len(found), "architectures": architectures(found), "refused": len(refused)}
+    keep(
+        "families",
+        {
+            "machine": machine() | {name: version(name) for name in LIBRARIES},
+            "count": count | {"missed": len(bad)},
+            "worst": worst(found),
+            "families": found,
+            "refused": refused,
+        },
+    )
+    print(*tables(), sep="\n\n")
     if bad:
         sys.exit(f"a bar is missed by {', '.join(bad)}")
 

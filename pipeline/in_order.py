@@ -138,13 +138,16 @@ class InOrder(Generic[T, R]):
             yield chunk
 
     def _run(self) -> None:
-        self._begin()
+        begun = False
         while True:
             with self._turn:
                 chunk = self._read()
             if chunk is None:
                 return
             try:
+                if not begun:
+                    self._begin()
+                    begun = True
                 self._work(chunk.items, chunk.made, self._unwanted)
             except BaseException as error:  # noqa: BLE001  raised again in the thread that takes it
                 chunk.error = error

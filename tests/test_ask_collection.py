@@ -8,16 +8,18 @@ import json
 
 import numpy as np
 import pytest
+import token_encoder
 from PIL import Image
 
 from chiasm.index import AskSettings, ask_collection, build_index, open_collection
 from chiasm.index import ask as ask_module
 from chiasm.index.content_words import content_words
+from chiasm.index.plan import IndexSettings
 from chiasm.index.sheet.typeface import Typeface
 from chiasm.jobs.cli import ask_collection as command
 from chiasm.jobs.cli.ask import ask
 from chiasm.pipeline import make_collection
-from chiasm.pipeline.encoders import ANSWERERS, Input, Reply
+from chiasm.pipeline.encoders import ANSWERERS, ENCODERS, Input, Reply
 from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.scenes.samples import samples
 from chiasm.pipeline.scenes.world import stream
@@ -338,6 +340,22 @@ def test_too_few_captions_to_judge_by_are_said_and_all_is_answered(collection, c
             where=few,
             false_alarms=0.1,
         )
+
+
+def test_a_column_that_is_ranked_by_tokens_is_answered_without_a_rate(
+    tmp_path, monkeypatch, capsys, bright
+):
+    monkeypatch.setitem(ENCODERS, "tokens", token_encoder.load)
+    shard = token_encoder.squares_shard(tmp_path / "s.tar", 40, seed=0)
+    make_collection([shard], tmp_path / "c", "tokens")
+    build_index(str(tmp_path / "c"), settings=IndexSettings(tune=False))
+    ask(str(tmp_path / "c"), ["where is red?"], model="bright", k=1)
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 2
+    assert printed.err.startswith("all is answered, whether anything matches or not: a rate of")
+    assert "leave" not in printed.err
+    with pytest.raises(UsageError, match="ranked by tokens; leave --false-alarms out"):
+        ask(str(tmp_path / "c"), ["where is red?"], "bright", about="red", false_alarms=0.1)
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,12 @@ RESULTS = {  # the beginning of a claim in docs/results.md -> its figures in ben
     "All processes above the loaded worker": ["memory.json:free:growth:0:MB"],
     "One shard of 50,000 samples": ["memory.json:free:growth:1:MB"],
     "2,066 hostile picture files": ["hostile.json:of them opened by Pillow"],
+    "Families at all doors": [
+        f"families.json:count:{name}" for name in ("families", "architectures", "refused", "missed")
+    ],
+    "Vectors and scores of all families": ["families.json:worst:millionths"],
+    "What goes into their towers": ["families.json:worst:inputs"],
+    "From the bytes of files to vectors": ["families.json:worst:cosine"],
     "Text to image, English: R@1": ["pocket_recall.json:mean:text_to_image:en:r1"],
     "Image to text, Chinese: R@1": ["pocket_recall.json:mean:image_to_text:zh:r1"],
     "Hard twins, English": [
@@ -287,15 +293,20 @@ def test_a_figure_is_that_of_its_benchmark(claim):
         assert float(text) == pytest.approx(result(path), abs=0.51 * 10**-digits), path
 
 
-def test_the_card_has_the_tables_of_its_benchmarks():
-    card = (ROOT / "pipeline/pocket/README.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "benchmark", "count"),
+    [
+        ("pipeline/pocket/README.md", "benchmarks.pocket_card", 5),
+        ("docs/results.md", "benchmarks.family_tables", 2),
+    ],
+)
+def test_a_page_has_the_tables_of_its_benchmarks(page, benchmark, count):
     printed = subprocess.run(
-        [sys.executable, "-m", "benchmarks.pocket_card"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-m", benchmark], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     tables = printed.stdout.strip().split("\n\n")
-    assert len(tables) >= 5
-    assert [table for table in tables if table not in card] == []
+    assert len(tables) >= count
+    assert [table for table in tables if table not in (ROOT / page).read_text()] == []
 
 
 def test_the_figures_of_the_readme_are_in_the_results():

@@ -22,7 +22,7 @@ from chiasm.jobs.cli.search import search
 from chiasm.jobs.config import compose
 from chiasm.pipeline.collection import embeddings, read_entry
 from chiasm.pipeline.editions import EmbedSettings
-from chiasm.pipeline.encoders import load_encoder, unit
+from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.encoders.clap import Features
 from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
 from chiasm.pipeline.make import make_collection
@@ -105,32 +105,9 @@ def test_a_longer_sound_is_fused_of_pieces_that_chance_can_choose(folders, encod
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_vectors_are_those_of_the_model_called_directly(folders, encoders, kind):
-    model, _, tokenizer = own(folders[kind])
-    encoder = encoders[kind]
-    items = [encoder.preprocess("sound", sound(n, n)) for n in (300, LENGTH, 2 * LENGTH, 5000)]
-    texts = ["a dog barks", "", "the sea at night, under a moon", "狗在叫"]
-    with torch.inference_mode(), capture_warnings():
-        wanted_sounds = model.get_audio_features(
-            input_features=torch.from_numpy(np.stack([item.mel for item in items])),
-            is_longer=torch.tensor([[item.is_long] for item in items]),
-        )
-        tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        wanted_texts = model.get_text_features(**tokens)
-    sounds = encoder.encode("sound", items).vectors
-    np.testing.assert_allclose(sounds, wanted_sounds.pooler_output.numpy(), atol=1e-6)
-    encoded_texts = encoder.encode("text", texts)
-    np.testing.assert_allclose(encoded_texts.vectors, wanted_texts.pooler_output.numpy(), atol=1e-6)
-    assert encoder.dims == {"sound": 24, "text": 24, "joint": 24}
-    joint = encoder.encode_joint(
-        {"sound": encoder.encode("sound", items), "text": encoder.encode("text", texts)}
-    )
-    np.testing.assert_allclose(joint, unit(sounds + encoded_texts.vectors), atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_vector_does_not_depend_on_chance_or_on_the_batch(encoders, kind):
     encoder = encoders[kind]
+    assert encoder.dims == {"sound": 24, "text": 24, "joint": 24}
     samples = [sound(n, n) for n in (4000, 3 * LENGTH, 800)]
     items = [encoder.preprocess("sound", one) for one in samples]
     again = [encoder.preprocess("sound", one) for one in samples]
@@ -155,7 +132,6 @@ def edit_json(path, **changes):
 @pytest.mark.parametrize(
     ("file", "changes", "line"),
     [
-        ("preprocessor_config.json", {"truncation": "fusion"}, "shortened by rand_trunc"),
         ("preprocessor_config.json", {"feature_size": 32}, "expected 64 bands, as config.json say"),
         ("preprocessor_config.json", {"max_length_s": 600}, "as a trial"),
     ],

@@ -1,7 +1,5 @@
-"""st: encoders of several vectors an item, against the library called directly."""
-
-import json
-import shutil
+"""st: encoders of several vectors an item: prompts, pooling and options; that their tokens are the
+library's: test_families.py."""
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 from tiny_llava import TOWER
 from tiny_multi_vector import colpali_folder, multi_vector_folder
 
-from chiasm.pipeline.encoders import Ragged, load_encoder, multi_vector
+from chiasm.pipeline.encoders import load_encoder, multi_vector
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import capture_warnings
@@ -33,7 +31,6 @@ PICTURES = [noise(70, 50), noise(50, 70), noise(33, 33)]
 def folders(tmp_path_factory):
     return {
         "colpali": colpali_folder(tmp_path_factory.mktemp("colpali")),
-        "saved": multi_vector_folder(tmp_path_factory.mktemp("saved")),
         "prompts": multi_vector_folder(tmp_path_factory.mktemp("prompts"), PROMPTS),
     }
 
@@ -51,27 +48,6 @@ def inputs(modality):
     if modality == "text":
         return TEXTS, [{"text": text} for text in TEXTS]
     return PICTURES, [{"image": Image.fromarray(picture)} for picture in PICTURES]
-
-
-def split(tokens: Ragged):
-    return np.split(tokens.values, np.cumsum(tokens.lengths)[:-1])
-
-
-@pytest.mark.parametrize("name", ["colpali", "saved", "prompts"])
-@pytest.mark.parametrize("modality", ["image", "text"])
-def test_tokens_are_those_of_the_library_for_documents_and_for_queries(folders, name, modality):
-    encoder, theirs = encoder_of(folders[name]), library(folders[name])
-    items, given = inputs(modality)
-    made = [encoder.preprocess(modality, item) for item in items]
-    for ours, expected in (
-        (encoder.encode(modality, made), theirs.encode_document(given, convert_to_numpy=True)),
-        (encoder.encode_queries(modality, made), theirs.encode_query(given, convert_to_numpy=True)),
-    ):
-        assert ours.tokens.lengths.tolist() == [len(one) for one in expected]
-        np.testing.assert_allclose(ours.tokens.values, np.concatenate(expected), atol=1e-6)
-        np.testing.assert_allclose(np.linalg.norm(ours.tokens.values, axis=1), 1, atol=1e-5)
-        np.testing.assert_allclose(np.linalg.norm(ours.vectors, axis=1), 1, atol=1e-5)
-    assert encoder.token_dims[modality] == ours.tokens.values.shape[1]
 
 
 def test_queries_are_not_documents(folders):
@@ -93,6 +69,18 @@ def test_prompts_are_chosen_by_name_or_given_as_texts(folders):
     assert named.fingerprint != encoder_of(folders["prompts"]).fingerprint
 
 
+@pytest.mark.parametrize("kind", ["colpali", "prompts"])
+def test_tokens_that_a_text_loses_are_counted(folders, kind):
+    """By the library: one that loses a token has the vectors of the text without its last word."""
+    encoder = encoder_of(folders[kind])
+    for encode in (encoder.encode, encoder.encode_queries):
+        assert encode("text", TEXTS).tokens_cut.tolist() == [0] * len(TEXTS)
+        short, long = encode("text", ["a" * 3000]), encode("text", ["a" * 3010])
+        assert short.tokens_cut[0] > 0 and long.tokens_cut[0] == short.tokens_cut[0] + 10
+        np.testing.assert_allclose(short.tokens.values, long.tokens.values, atol=1e-6)
+    assert encoder.encode("image", [encoder.preprocess("image", PICTURES[0])]).tokens_cut is None
+
+
 def test_documents_are_pooled_as_the_library_pools_and_queries_are_not(folders):
     whole, pooled = encoder_of(folders["colpali"]), encoder_of(folders["colpali"], pool_tokens=3)
     theirs = library(folders["colpali"])
@@ -105,16 +93,6 @@ def test_documents_are_pooled_as_the_library_pools_and_queries_are_not(folders):
     queries = [one.encode_queries("text", TEXTS).tokens.values for one in (whole, pooled)]
     np.testing.assert_array_equal(*queries)
     assert pooled.fingerprint != whole.fingerprint
-
-
-def test_a_folder_without_config_of_its_own_kind_is_told_by_its_architecture(folders, tmp_path):
-    copied = shutil.copytree(folders["saved"], tmp_path / "copy")
-    settings = copied / "config_sentence_transformers.json"
-    fields = json.loads(settings.read_text())
-    fields["model_type"] = "SentenceTransformer"
-    settings.write_text(json.dumps(fields))
-    with pytest.raises(EncoderError):  # no pooling: not a model of one vector an item either
-        load_encoder(f"st:{copied}", EncoderSettings(**FLOAT32))
 
 
 def test_options_that_it_cannot_have_are_refused_in_one_line(folders, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from chiasm.jobs.embed_shards import resolve_settings
 from chiasm.pipeline.collection import Identity, embeddings, read_entry, read_identity
 from chiasm.pipeline.encode_batch import encode
 from chiasm.pipeline.encoders import Encoded, EncoderSettings, Matcher, load_encoder, unit
+from chiasm.pipeline.encoders.explainer import require_explainer
 from chiasm.pipeline.encoders.shortened import shortened
 from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
 from chiasm.pipeline.make import make_collection
@@ -82,6 +84,18 @@ def test_a_matcher_matches_as_before_whatever_the_width_of_its_vectors():
     pairs = np.array([[0, 1], [1, 0]])
     sides = ("text", TEXTS), ("image", PIXELS)
     np.testing.assert_array_equal(short.match(*sides, pairs), whole.match(*sides, pairs))
+
+
+def test_a_matcher_with_weights_is_one_to_whoever_looks_without_running_it():
+    """`isinstance` of a protocol looks so from Python 3.12 on."""
+    weighted = load_encoder("fake:matcher", EncoderSettings(joint_weights="image=2"))
+    assert inspect.getattr_static(weighted, "match", None) is not None
+    assert isinstance(weighted, Matcher) and weighted.joint_weights == {"image": 2.0, "text": 1.0}
+
+
+def test_what_cuts_vectors_is_said_where_they_are_not_explained():
+    with pytest.raises(UsageError, match=r"cut to 3 numbers by encoder\.dims; embed without it"):
+        require_explainer(load_encoder("pocket", EncoderSettings(dims=3)))
 
 
 @pytest.mark.parametrize("option", ["query_prompt", "document_prompt"])

@@ -119,14 +119,11 @@ def models(root, plain, fusing, routed):
         "routed": routed,
         "routed with prompts": configured(routed, root / "routed2", prompts=PROMPTS),
         "lengths": lengths,
-        "truncated": configured(plain, root / "truncated", truncate_dim=10),
     }
 
 
-NAMES = (
-    *("plain", "prompts", "default query", "default other", "passage", "fusing"),
-    *("fusing with prompts", "routed", "routed with prompts", "lengths", "truncated"),
-)
+# Further ones: test_families.py.
+NAMES = ("default query", "default other", "passage", "fusing with prompts", "lengths")
 
 
 def library(folder) -> SentenceTransformer:
@@ -161,7 +158,7 @@ def test_queries_and_rows_are_what_the_library_makes_of_them(models, name):
     np.testing.assert_allclose(encoder.encode_joint(rows), wanted[0], atol=1e-6)
     np.testing.assert_allclose(encoder.encode_joint_queries(queries), wanted[1], atol=1e-6)
     same = np.allclose(rows["text"].vectors, queries["text"].vectors, atol=1e-3)
-    assert same == (name in ("plain", "default other", "fusing", "truncated"))
+    assert same == (name == "default other")
 
 
 def test_options_name_a_prompt_of_the_model_or_are_a_text(models):

@@ -172,6 +172,16 @@ def test_a_lane_reads_no_more_encoded_bytes_than_its_limit_and_one_picture(monke
     assert [len(keys) for keys in made] == [3, 3, 1]
 
 
+def test_an_exception_of_a_lane_that_begins_comes_out(monkeypatch):
+    def fail(count):
+        if threading.current_thread() is not threading.main_thread():
+            raise KeyError("begin")
+
+    monkeypatch.setattr("chiasm.pipeline.lanes.set_operator_threads", fail)
+    with pytest.raises(KeyError, match="begin"):
+        run(map(sample, range(8)), decode_threads=2)
+
+
 def test_each_lane_has_its_own_number_of_operator_threads():
     before = torch.get_num_threads()
     met = threading.Barrier(2, timeout=60)

@@ -151,6 +151,22 @@ def test_only_the_tokens_of_candidates_are_read(made, monkeypatch):
     assert len(taken) == 10 and len(answer) == 5
 
 
+def test_only_so_many_candidates_have_their_tokens_in_memory(made, monkeypatch):
+    expected = found(made / "c", Query("red blue", k=60))
+    monkeypatch.setattr(late_interaction, "BLOCK", 7)
+    real, sizes = late_interaction.query_max_sim, []
+    monkeypatch.setattr(
+        late_interaction,
+        "query_max_sim",
+        lambda parts, tokens: sizes.append(len(tokens.lengths)) or real(parts, tokens),
+    )
+    answer = found(made / "c", Query("red blue", k=60))
+    assert max(sizes) == 7 and sum(sizes) >= 60
+    assert [key for key, _ in answer] == [key for key, _ in expected]
+    scores = [score for _, score in expected]
+    np.testing.assert_allclose([score for _, score in answer], scores, rtol=1e-5)
+
+
 def test_tokens_come_in_the_order_of_their_positions(made):
     searcher = open_collection(made / "c")
     positions = [201, 5, 3, 301, 6, 0]  # 3 has no picture

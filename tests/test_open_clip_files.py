@@ -147,7 +147,6 @@ def folder_of(at, **files):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"config__json": {}, "model__safetensors": ""}, "found config.json alone; take hf:FOLDER"),
         ({"modules__json": []}, "found modules.json alone; take st:FOLDER"),
         ({"notes__txt": ""}, "found notes.txt; name a folder that open_clip has saved"),
         ({}, "expected a model folder with open_clip_config.json, found an empty folder"),
@@ -155,15 +154,7 @@ def folder_of(at, **files):
         ({"open_clip_config__json": []}, "found another json"),
         ({"open_clip_config__json": {"model_cfg": {"vision_cfg": {}}}}, "found another json"),
         ({"open_clip_config__json": PLAIN | {"preprocess_cfg": 3}}, "found another json"),
-        (
-            {"open_clip_config__json": {"model_cfg": PLAIN["model_cfg"] | {"multimodal_cfg": {}}}},
-            "expected a model of two towers, found a CoCa",
-        ),
         ({"open_clip_config__json": PLAIN}, "expected weights as open_clip_model.safetensors, fou"),
-        (
-            {"open_clip_config__json": PLAIN, "open_clip_pytorch_model__bin": ""},
-            "found open_clip_pytorch_model.bin alone, a pickle, which is never read here; save its",
-        ),
         ({"open_clip_config__json": PLAIN, "a__pt": ""}, "found a.pt alone, a pickle"),
         (
             {"open_clip_config__json": PLAIN, "a__safetensors": "", "b__safetensors": ""},

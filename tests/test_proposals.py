@@ -1,8 +1,14 @@
 """What an index fits to tokens, against loops over tokens and against MaxSim."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from chiasm.index.build import propose
 from chiasm.index.build.propose import fit_proposals
 from chiasm.index.segments.proposals import NEAREST, Proposals, distances, winners
 from chiasm.pipeline.encoders import Ragged, unit
@@ -122,3 +128,58 @@ def test_the_same_rows_give_the_same_fit():
     documents, queries = drawn(7, 50)
     made = [fit_proposals(joined(documents), np.concatenate(queries), 16) for _ in range(2)]
     assert made[0].to_bytes() == made[1].to_bytes()
+
+
+class _Rows:
+    """An embedding file of seven row groups of 50 rows, each with one row that is unlike others."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.odd, self.tables = [], []
+        for group in range(7):
+            rows = unit(rng.normal(size=(50, 3, WIDTH)) * 0.3 + np.eye(WIDTH)[0])
+            odd = rows[7 * group % 50]
+            odd[:] = -np.eye(WIDTH)[0]
+            odd[1] = np.eye(WIDTH)[1 + group]
+            self.odd.append(odd.astype(np.float16))
+            kind = pa.list_(pa.list_(pa.float16(), WIDTH))
+            column = pa.array(list(map(list, rows.astype(np.float16))), kind)
+            self.tables.append(pa.table({"image_tokens": column}))
+
+    def group_count(self) -> int:
+        return len(self.tables)
+
+    def groups(self, columns: list[str], numbers: list[int]) -> Any:
+        return (self.tables[number] for number in numbers)
+
+
+def test_half_of_the_rows_that_are_fitted_to_are_the_most_unusual(monkeypatch):
+    file, given = _Rows(0), []
+    identity = SimpleNamespace(tokens={"image": WIDTH}, dim=16)
+    covered = SimpleNamespace(
+        files=[file], replaced_errors=lambda file: nullcontext(), identity=identity
+    )
+    monkeypatch.setattr(propose, "ROWS", 28)
+    monkeypatch.setattr(propose, "fit_proposals", lambda *arguments: given.append(arguments))
+    propose.sampled_proposals(cast(Any, covered), "image", "", cast(Any, None))
+    rows = given[0][0].values.reshape(-1, 3, WIDTH)
+    assert len(rows) == 28
+    for odd in file.odd:
+        assert (rows == odd).all(axis=(1, 2)).sum() == 1
+    unusual = np.random.default_rng(1).permutation(20).astype(np.float32)
+    rng = np.random.default_rng(2)
+    taken = np.argsort(-propose._half_unusual(unusual, rng))[:6]
+    assert set(np.argsort(-unusual)[:3].tolist()) <= set(taken.tolist())
+    assert not set(taken.tolist()) <= set(np.argsort(-unusual)[:6].tolist())
+
+
+def test_rows_are_as_unusual_as_their_products_with_the_tokens_of_queries_say():
+    documents, queries = drawn(8, 20)
+    marks = np.concatenate(queries)[:7].astype(np.float32)
+    items = [documents[0], np.zeros((0, WIDTH)), *documents[1:]]
+    found = propose._unusual(joined(items), marks)
+    best = np.array([[max(float(x @ mark) for x in item) for mark in marks] for item in documents])
+    expected = ((best - best.mean(axis=0)) ** 2).sum(axis=1)
+    np.testing.assert_allclose(np.delete(found, 1), expected, rtol=1e-4)
+    assert found[1] == 0
+    assert not propose._unusual(joined([]), marks).size

@@ -1,4 +1,5 @@
-"""st: models that take sound: against the library called directly, on tiny random models."""
+"""st: models that take sound, on tiny random ones; that their vectors are the library's:
+test_families.py."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from conftest import jpeg
 from random_models import clap_folder, clip_folder
 from sentence_transformers import SentenceTransformer
@@ -17,7 +17,6 @@ from tiny_sounds import RATE, encoded, make_sounds, some_samples, tone
 from chiasm.index import build_index, open_collection
 from chiasm.pipeline.collection import embeddings
 from chiasm.pipeline.encoders import load_encoder, unit
-from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import capture_warnings
@@ -40,40 +39,15 @@ def sound(length: int) -> np.ndarray:
     return np.random.default_rng(length).normal(0, 0.2, length).astype(np.float32)
 
 
-def test_vectors_are_the_librarys_own(folder):
+def test_of_a_longer_sound_it_is_the_middle_and_no_piece_by_chance(folder):
     encoder = load_encoder(f"st:{folder}", FLOAT32)
     assert list(encoder.modalities) == ["sound", "text"]
     assert encoder.modalities["sound"].rate == RATE and encoder.joint_is_mean
-    with capture_warnings():
-        network = SentenceTransformer(
-            str(folder), device="cpu", model_kwargs={"dtype": torch.float32}
-        )
-    sounds, texts = [sound(4000), sound(RATE)], ["a dog", "the sea"]
-    items = [encoder.preprocess("sound", one) for one in sounds]
-    given = [{"audio": {"array": one, "sampling_rate": RATE}} for one in sounds]
-    wanted = unit(network.encode(given, convert_to_numpy=True, show_progress_bar=False))
-    made = encoder.encode("sound", items)
-    np.testing.assert_allclose(made.vectors, wanted, atol=1e-6)
-    joint = encoder.encode_joint({"sound": made, "text": encoder.encode("text", texts)})
-    both = wanted + unit(network.encode([{"text": text} for text in texts]))
-    np.testing.assert_allclose(joint, unit(both), atol=1e-6)
-
-
-def test_of_a_longer_sound_it_is_the_middle_and_no_piece_by_chance(folder):
-    encoder = load_encoder(f"st:{folder}", FLOAT32)
     samples = sound(3 * RATE)
     item = encoder.preprocess("sound", samples)
     np.testing.assert_array_equal(item, samples[RATE : 2 * RATE])
     first, again = (encoder.encode("sound", [item]).vectors for _ in range(2))
     np.testing.assert_array_equal(first, again)
-
-
-def test_a_clap_that_fuses_by_chance_is_refused(tmp_path):
-    folder = clap_folder(tmp_path / "clap", fused=True)
-    with pytest.raises(EncoderError, match="depend on chance, found a CLAP that fuses") as refused:
-        load_encoder(f"st:{folder}", FLOAT32)
-    assert "\n" not in str(refused.value)
-    load_encoder(f"hf:{folder}", FLOAT32)
 
 
 def test_a_shard_of_sounds_is_embedded_and_searched(folder, tmp_path):

@@ -190,6 +190,15 @@ def test_what_is_learned_of_pairs_beats_the_best_mean_and_ships(frozen):
     assert f"learned fusion                R@1 {report['joint']['r1']:.3f}" in "\n".join(lines)
 
 
+def test_vectors_are_cut_and_not_those_of_the_encoder_below(frozen):
+    folder, _, _ = frozen
+    whole, short = (load_encoder(f"joint:{folder}", one) for one in (CPU, replace(CPU, dims=4)))
+    pixels, texts = [np.array([n]) for n in (3, 7)], ["4", "3 9"]
+    expected = encode_joint(whole, pixels, texts)[:, :4]
+    found = encode_joint(short, pixels, texts)
+    np.testing.assert_allclose(found, unit(expected), atol=1e-6)
+
+
 def test_the_folder_opens_as_an_encoder_with_the_vectors_of_the_one_below(frozen):
     folder, _, _ = frozen
     encoder, below = load_encoder(f"joint:{folder}", CPU), Halves()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.fit import fit_column
@@ -61,10 +62,14 @@ class TunedColumns:
     ) -> TunedColumn:
         """The structure of a column with so many vectors; ChiasmError as by `tune_column`. taken:
         what a build of the same files and settings had learned and measured when it was killed."""
-        queries = self.settings.queries
-        view = CollectionView(self.covered, column, rows, lambda: self.encoder, queries)
+        settings = self.settings
+        view = CollectionView(self.covered, column, rows, lambda: self.encoder, settings.queries)
+        chosen = settings.kind or settings.dims or settings.vectors == "none"
+        if column in self.covered.identity.tokens and not chosen:
+            # Searches propose rows by other vectors: no recall of these has to be kept.
+            settings = replace(settings, kind="exact")
         if taken is None:
-            self.tuned[column] = tune_column(view, self.settings)
+            self.tuned[column] = tune_column(view, settings)
             if self.tuned[column].tried.candidates:  # indexes were searched
                 release_memory()
             if self.tuned[column].plan.exact and self.settings.dims:

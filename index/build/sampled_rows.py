@@ -23,13 +23,14 @@ def sampled_rows(
     wanted: int,
     columns: list[str],
     seed: int,
-    preferred: Callable[[pa.Table], np.ndarray] = lambda rows: np.ones(len(rows), bool),
+    preferred: Callable[[pa.Table], np.ndarray] = lambda rows: np.zeros(len(rows)),
 ) -> list[pa.Table]:
     """About `wanted` rows that have a vector in `column`, of row groups drawn from all shards.
 
-    preferred: which rows of a table are taken before others, (rows,) bool. The same files and seed
-    give the same rows. About SAMPLE_GROUPS row groups are read, more where rows lack the column.
-    CollectionError where every shard is embedded anew now."""
+    preferred: of a row group a number for each row, or a bool; those with greater ones are taken
+    before others. The same files and seed give the same rows. About SAMPLE_GROUPS row groups are
+    read, more where rows lack the column. CollectionError where every shard is embedded anew now.
+    """
     groups = [
         (number, group)
         for number, file in enumerate(covered.files)
@@ -48,7 +49,7 @@ def sampled_rows(
             for group in _read_groups(covered, file, columns, [one for _, one in some]):
                 having = np.flatnonzero(group[column].combine_chunks().is_valid())
                 having = rng.permutation(having)
-                having = having[np.argsort(~preferred(group)[having], kind="stable")]
+                having = having[np.argsort(-np.float64(preferred(group)[having]), kind="stable")]
                 samples.append(group.take(np.sort(having[:per_group])))
         rows = sum(map(len, samples))
     if not rows:

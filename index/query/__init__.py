@@ -20,6 +20,7 @@ from chiasm.index.query.filtered import explain_search, search_filtered, search_
 from chiasm.index.query.filters import compile_filter, filter_for
 from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
 from chiasm.index.query.late_interaction import (
+    NotCalibrated,
     QueryTokens,
     require_single_vectors,
     search_tokens,
@@ -49,6 +50,7 @@ __all__ = [
     "Calibration",
     "ColumnIndex",
     "Filter",
+    "NotCalibrated",
     "OpenIndex",
     "QueryTokens",
     "Ranked",

@@ -2,8 +2,9 @@
 
 The stored vectors are searched, so neither the encoder nor its last bits decide; in the same
 batches, as the last bits of a reranker may depend on these. Which way a search takes depends on its
-query and filter alone. Encoding the queries again is a comparison alone; it comes first, since
-torch is loaded before FAISS (index/faiss_runtime.py). What still can change the last bits of a
+query and filter alone. Encoding the queries again is a comparison alone, but for columns that are
+ranked by tokens, which receipts do not hold; it comes first, since torch is loaded before FAISS
+(index/faiss_runtime.py). What still can change the last bits of a
 score is another processor or another version of numpy, and for stages that read pictures and texts
 (`match`, `st`) also torch, its number of threads and the device. So these are noted, and count only
 where an answer differs.

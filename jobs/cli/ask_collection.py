@@ -19,7 +19,7 @@ from chiasm.index import (
 )
 from chiasm.index.ask import searched_for
 from chiasm.index.queries import check_rate
-from chiasm.index.query import TooFewCaptions
+from chiasm.index.query import NotCalibrated, TooFewCaptions
 from chiasm.index.sheet import Heading, write_sheet
 from chiasm.jobs.cli.answering import Answering, encoding_of, format_truncated, load_model
 from chiasm.jobs.cli.options import ENCODER_HELP, print_progress
@@ -134,8 +134,8 @@ class _Asking:
     rate: float
 
     def answer(self, question: str) -> CollectionAnswer:
-        """Where too few captions can say whether anything matches, and nobody has given a rate, all
-        is answered from then on, and a line says so."""
+        """Where nothing can say whether anything matches, and nobody has given a rate, all is
+        answered from then on, and a line says so."""
         settings = AskSettings(
             k=self.options.k or 5,
             about=self.options.about,
@@ -146,7 +146,7 @@ class _Asking:
         generating = GenerateSettings(self.answering.beams, self.answering.max_tokens)
         try:
             return ask_collection(self.searcher, self.answerer, question, settings, generating)
-        except TooFewCaptions as error:
+        except (TooFewCaptions, NotCalibrated) as error:
             if self.options.false_alarms is not None:
                 raise
             # Without its advice, to search without a rate: that is what happens here.

@@ -35,11 +35,12 @@ from chiasm.pipeline.tasks import Files
 
 LOG = logging.getLogger(__name__)
 
-# glibc's names for them, and what they are set to: a batch's pixels are freed at once, and would go
-# back to the system and be faulted in again for the next batch, 2 to 4 % of decoding. Each arena of
-# glibc, about one a thread, may keep as much.
+# glibc's names for them, and what they are set to. A batch's pixels and the activations of a layer
+# are freed at once: they would go back to the system and be faulted in again for the next, a fifth
+# of the time of a ViT-B/32 with a threshold of 4 MB. 32 MB is the greatest threshold that glibc
+# takes. Each arena of glibc, about one a thread, may keep as much as the other says.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT, _FROM_HEAP = 32 << 20, 4 << 20
+_KEPT, _FROM_HEAP = 256 << 20, 32 << 20
 
 # chiasm.pipeline.collection.runs waits for three of these before it sweeps
 DRIVER_CHECK_SECONDS = 0.5

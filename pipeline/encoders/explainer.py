@@ -83,6 +83,13 @@ def require_explainer(encoder: Encoder) -> ExplainingEncoder:
     """The encoder, if it can explain; UsageError for one that cannot."""
     if isinstance(encoder, Explainer):
         return cast(ExplainingEncoder, encoder)
+    if "dims" in encoder.preprocessing:
+        raise UsageError(
+            f"encoder {encoder.name}",
+            expected="whole vectors, whose scores are explained",
+            found=f"vectors cut to {encoder.preprocessing['dims']} numbers by encoder.dims",
+            do="embed without it",
+        )
     raise UsageError(
         f"encoder {encoder.name}",
         expected="one that explains its scores",

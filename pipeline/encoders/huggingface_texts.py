@@ -6,6 +6,8 @@ the model reads its vector off the last position, padding or not (SigLIP).
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,13 +102,20 @@ class Tokens:
         settings = {"padding": padding, "truncation": cut, "max_length": self.length}
         settings |= {"verbose": False}  # it says that a text is too long, which the caller asks
         if self.tokenizer.is_fast:
-            made = self.tokenizer(read, return_offsets_mapping=True, **settings)
+            tokenizer = self.tokenizer if cut else self._uncut
+            made = tokenizer(read, return_offsets_mapping=True, **settings)
             return [
                 [(start, end, at) for at, (start, end) in enumerate(row) if end > start]
                 for row in made["offset_mapping"]
             ]
         most = self.length - self.tokenizer.num_special_tokens_to_add() if cut else None
         return [self._counted(text)[:most] for text in read]
+
+    @functools.cached_property
+    def _uncut(self) -> Any:
+        """A copy that neither pads nor truncates: threads that share one tokenizer must not change
+        whether it does."""
+        return copy.deepcopy(self.tokenizer)
 
     def _counted(self, text: str) -> list[tuple[int, int, int]]:
         places: list[tuple[int, int, int]] = []

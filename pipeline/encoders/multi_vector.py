@@ -20,7 +20,7 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 
 from chiasm.pipeline.encoders.base import BaseEncoder, require_modality
 from chiasm.pipeline.encoders.muvera import Muvera
-from chiasm.pipeline.encoders.protocols import Encoded, Input, Ragged
+from chiasm.pipeline.encoders.protocols import Array, Encoded, Input, Ragged
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import ModelFolder, capture_warnings, find_model
@@ -32,6 +32,7 @@ from chiasm.pipeline.pretrained.sentence_models import (
     load_network,
     replace_surrogates,
 )
+from chiasm.pipeline.pretrained.sentence_tasks import DOCUMENT, QUERY, TextLengths, prompt_of
 from chiasm.pipeline.records import IMAGE, TEXT
 
 # Width of the single vectors, and so of what an index fits to the tokens: with 128 numbers of its
@@ -90,6 +91,13 @@ class MultiVectorModel(BaseEncoder):
         with capture_warnings():  # a ColPali says once that it reads texts as queries
             probe = self._tokens(network.encode_document, [{TEXT: "a"}], self._document)
         width = probe.values.shape[1]
+        self._lengths = {
+            task: TextLengths(network, task, prompt_of(network, task, given))
+            for task, given in (
+                (QUERY, settings.query_prompt),
+                (DOCUMENT, settings.document_prompt),
+            )
+        }
         self._single = Muvera(width, DIMS)
         self.dims = dict.fromkeys(kinds, DIMS)
         self.token_dims = dict.fromkeys(kinds, width)
@@ -111,12 +119,20 @@ class MultiVectorModel(BaseEncoder):
     def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
         """B outputs of `preprocess` as documents -> B rows, their tokens pooled."""
         tokens = self._encode(modality, items, query=False)
-        return Encoded(self._single.documents(tokens), tokens)
+        cut = self._cut(DOCUMENT, modality, items)
+        return Encoded(self._single.documents(tokens), tokens, tokens_cut=cut)
 
     def encode_queries(self, modality: str, items: Sequence[Any]) -> Encoded:
         """The same as queries, whose tokens are never pooled."""
         tokens = self._encode(modality, items, query=True)
-        return Encoded(self._single.queries(tokens), tokens)
+        cut = self._cut(QUERY, modality, items)
+        return Encoded(self._single.queries(tokens), tokens, tokens_cut=cut)
+
+    def _cut(self, task: str, modality: str, items: Sequence[Any]) -> Array | None:
+        """How many tokens of each text are cut off, (B,) int64."""
+        if modality != TEXT:
+            return None
+        return self._lengths[task].cut([replace_surrogates(item) for item in items])
 
     def _encode(self, modality: str, items: Sequence[Any], *, query: bool) -> Ragged:
         require_modality(self, modality)

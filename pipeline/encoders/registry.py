@@ -192,8 +192,8 @@ def _load(name: str, settings: EncoderSettings | None) -> Encoder:
     if loader is None:
         loader = _load_entry_point(_installed()[family])
     with _translating_errors(f"encoder {name}"):
-        # The weights are of this encoder, and of none that it may load below itself.
-        encoder = loader(model, replace(settings, joint_weights=None))
+        # Both are of this encoder, and of none that it may load below itself.
+        encoder = loader(model, replace(settings, joint_weights=None, dims=None))
         if settings.joint_weights is not None:
             encoder = weighted(encoder, settings.joint_weights)
         return encoder if settings.dims is None else shortened(encoder, settings.dims)

@@ -38,8 +38,6 @@ class ShortenedEncoder:
         self._encoder, self._width = encoder, dims
         self.name, self.modalities = encoder.name, encoder.modalities
         self.precision, self.device = encoder.precision, encoder.device
-        self.joint_is_mean = getattr(encoder, "joint_is_mean", False)
-        self.joint_weights = getattr(encoder, "joint_weights", {})
         self.dims = dict.fromkeys(encoder.dims, dims)
         self.joint_is_mean = getattr(encoder, "joint_is_mean", False)
         self.joint_weights = getattr(encoder, "joint_weights", {})

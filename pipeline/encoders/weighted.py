@@ -53,7 +53,12 @@ class WeightedEncoder:
     encoder's own, matching and explanations with it."""
 
     def __init__(self, encoder: Encoder, weights: Mapping[str, float]) -> None:
-        self._encoder, self.joint_weights = encoder, weights
+        # Here and not by `__getattr__`, which `isinstance` of a protocol does not ask from Python
+        # 3.12 on.
+        for name in dir(encoder):
+            if not name.startswith("_") and not hasattr(type(self), name):
+                self.__dict__[name] = getattr(encoder, name)
+        self.joint_weights = weights
         self.earlier_fingerprints: Mapping[str, str] = {}  # rows of before had no weights
         # Weights of the same ratios make the same vectors.
         largest = max(weights.values())
@@ -63,11 +68,6 @@ class WeightedEncoder:
         self.fingerprint = hashlib.blake2b(
             f"{encoder.fingerprint} joint_weights {rounded}".encode(), digest_size=16
         ).hexdigest()
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_encoder":  # it is being unpickled, and has nothing yet
-            raise AttributeError(name)
-        return getattr(self._encoder, name)
 
     def encode_joint(self, parts: Mapping[str, Encoded]) -> Array:
         """The weighted mean of two or more parts, one of which has a weight; UsageError else."""

@@ -6,6 +6,7 @@ silence; here the tokens that were cut off are counted.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,9 @@ class OpenClipTexts:
     def __init__(self, tokenizer: Any, length: int, name: str, settings: Mapping[str, Any]) -> None:
         self.length = length
         self._tokenizer, self._name, self._settings = tokenizer, name, settings
-        self._wrapped = getattr(tokenizer, "tokenizer", None)  # of transformers
+        # Of transformers. A copy counts, which never truncates: lanes that share one tokenizer must
+        # not change whether it does.
+        self._counting = copy.deepcopy(getattr(tokenizer, "tokenizer", None))
         self._clips = getattr(tokenizer, "tokenizer_mode", "") == "clips"
 
     @classmethod
@@ -86,7 +89,7 @@ class OpenClipTexts:
 
     def _counts(self, texts: Sequence[str], ids: torch.Tensor) -> list[int]:
         """Tokens of each whole text, special ones among them."""
-        if self._wrapped is None:  # slow: asked only where its last place is not padding
+        if self._counting is None:  # slow: asked only where its last place is not padding
             full = (ids[:, -1] == self._tokenizer.eot_token_id).tolist()
             encode = self._tokenizer.encode
             return [
@@ -94,7 +97,7 @@ class OpenClipTexts:
             ]
         read = [self._tokenizer.clean_fn(text) for text in texts]
         # In the mode `clips` three special tokens are put beside those of the text.
-        made = self._wrapped(read, add_special_tokens=not self._clips, verbose=False)["input_ids"]
+        made = self._counting(read, add_special_tokens=not self._clips, verbose=False)["input_ids"]
         return [len(row) + (3 if self._clips else 0) for row in made]
 
     def describe(self) -> dict[str, Any]:

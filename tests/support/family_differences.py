@@ -4,20 +4,26 @@ library's own processor makes. For tests, and for a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
-import transformers
 from PIL import Image
-from torch.nn import functional
+from tiny_shards import jpeg
+from tiny_sounds import RATE, encoded, tone
 
-from chiasm.pipeline.encoders import load_encoder, load_matcher, normalized_mean, unit
+from chiasm.pipeline.encoders import Encoded, normalized_mean, unit
+from chiasm.pipeline.images import DecodeSettings
+from chiasm.pipeline.images import decode as decode_picture
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import capture_warnings
+from chiasm.pipeline.sounds import SoundSettings
+from chiasm.pipeline.sounds import decode as decode_sound
 
 FLOAT32 = EncoderSettings(precision="float32", device="cpu")
 TEXTS = (
@@ -36,194 +42,213 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def png(picture: Image.Image) -> bytes:
+    """The bytes of a file of this picture."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
 PICTURES = tuple(noise(w, h, w) for w, h in [(70, 50), (50, 70), (33, 33), (200, 20), (5, 9)])
+# Shorter, as long and longer than the tiny models take.
+SOUNDS = tuple(tone(150 + 200 * n, n / 4, seed=n) for n in (1, 4, 9))
+RAW: dict[str, Sequence[Any]] = {"image": PICTURES, "sound": SOUNDS, "text": TEXTS}
+FILES = {
+    "image": (*map(png, PICTURES), jpeg(random.Random(0), 320)),
+    "sound": tuple(map(encoded, SOUNDS)),
+}
 
 
 @dataclass(frozen=True)
 class Differences:
-    """The largest of any element: text, picture and joint of unit vectors, matching of log odds,
-    None where a model has none. inputs: the mean of what goes into the image tower, of 255. cosine:
-    the least, from pictures to vectors through each side's own processing."""
+    """The largest of any element: of unit vectors of texts, of what is seen or heard, of pairs and
+    of queries, where these are not the vectors of rows; matching of scores; None where a model has
+    none. inputs: the mean of what goes into the tower, of 255; of sounds in dB. cosine: the least,
+    from the bytes of files to vectors, each side by its own processing."""
 
     text: float | None
-    picture: float | None
+    seen: float | None
     joint: float | None
     matching: float | None
+    query: float | None
     inputs: float
     cosine: float | None
 
 
-class Own:
-    """A model of transformers as its library loads it, in float32. longest: where its processor
-    cuts texts. padding: of texts, as it was trained."""
+class Library:
+    """A model as its own library runs it. seen: its modalities beside texts. captions: that are
+    matched with pictures. joins, asks, matches:
+    whether it has vectors of pairs, a way of its own to encode queries, and scores of pairs."""
 
-    def __init__(self, folder: Path, longest: int, padding: str | bool = True) -> None:
-        self.folder, self.longest, self.padding = folder, longest, padding
-        with capture_warnings():
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
-            self.model: Any = self.load()
+    seen: tuple[str, ...] = ("image",)
+    captions: tuple[str, ...] = TEXTS
+    encodes, joins, asks, matches = True, True, False, False
+    network: str  # what reads the weights
+    reads: tuple[str, ...]  # the classes of it
 
-    def load(self) -> Any:
-        return transformers.AutoModel.from_pretrained(self.folder, dtype=torch.float32).eval()
+    def made(self, model: Any, modality: str, items: Sequence[Any]) -> dict[str, Any]:
+        """What an encoder or a matcher puts into its network of outputs of its `preprocess`."""
+        raise NotImplementedError
 
-    def image_inputs(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """What its own image processor makes of pictures."""
-        with capture_warnings():
-            made = transformers.AutoImageProcessor.from_pretrained(self.folder, backend="pil")
-        return dict(made(list(pictures), return_tensors="pt"))
+    def inputs(self, modality: str, raw: Sequence[Any]) -> dict[str, Any]:
+        """What the library's own processor makes of pictures or sounds."""
+        raise NotImplementedError
 
-    def text_inputs(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        made = self.tokenizer(
-            list(texts),
-            padding=self.padding,
-            truncation=True,
-            max_length=self.longest,
-            return_tensors="pt",
-        )
-        return {name: made[name] for name in ("input_ids", "attention_mask") if name in made}
+    def level(self, model: Any, modality: str) -> float:
+        """How many levels of 255, or dB, a step of 1 is in that input."""
+        raise NotImplementedError
 
-    def images(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model.get_image_features(**inputs).pooler_output
+    def rows(self, modality: str, raw: Sequence[Any], inputs: dict[str, Any]) -> Any:
+        """Of pictures or sounds, by a library that takes its inputs or what they are made of."""
+        raise NotImplementedError
 
-    def texts(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model.get_text_features(**inputs).pooler_output
+    def text_rows(self, texts: Sequence[str]) -> Any:
+        raise NotImplementedError
 
-    def logits(self, pixels: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Any:
-        """(1, 2) of one pair."""
+    def joint(self, rows: Mapping[str, Any], raw: Mapping[str, Sequence[Any]]) -> Any:
+        """Of pairs."""
+        return normalized_mean(list(rows.values()))
+
+    def queries(self, modality: str, raw: Sequence[Any]) -> Any:
+        raise NotImplementedError
+
+    def joint_queries(self, rows: Mapping[str, Any], raw: Mapping[str, Sequence[Any]]) -> Any:
+        return normalized_mean(list(rows.values()))
+
+    def score(self, picture: Image.Image, inputs: dict[str, torch.Tensor], text: str) -> float:
+        """Of one pair; by inputs of one picture, or by itself."""
         raise NotImplementedError
 
 
-class Lowercased(Own):
-    """SigLIP2 learnt from lowercased texts, which its users are told to make."""
-
-    def text_inputs(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        return super().text_inputs([text.lower() for text in texts])
-
-
-class Flava(Own):
-    def images(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return super().images(inputs)[:, 0]  # as FlavaForPreTraining's contrast
-
-    def texts(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return super().texts(inputs)[:, 0]
-
-
-class Tipsv2(Own):
-    """Its image processor needs torchvision, whose antialiased resize is torch's."""
-
-    def image_inputs(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        side = self.model.config.vision_config.image_size
-        arrays = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures]
-        resized = [
-            functional.interpolate(pixels[None], (side, side), mode="bilinear", antialias=True)
-            for pixels in arrays
-        ]
-        return {"pixel_values": torch.cat(resized) / 255}
-
-
-class Blip(Own):
-    def load(self) -> Any:
-        return transformers.BlipForImageTextRetrieval.from_pretrained(self.folder).eval()
-
-    def images(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        made = self.model(**inputs, **self.text_inputs(["a"]), use_itm_head=False)
-        return self.model.vision_proj(made.last_hidden_state[:, 0])
-
-    def texts(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        pixels = self.image_inputs(PICTURES[:1])
-        made = self.model(**pixels, **inputs, use_itm_head=False)
-        return self.model.text_proj(made.question_embeds[:, 0])
-
-    def logits(self, pixels: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Any:
-        return self.model(**pixels, **text).itm_score
-
-
-class Blip2(Own):
-    def load(self) -> Any:
-        return transformers.Blip2ForImageTextRetrieval.from_pretrained(self.folder).eval()
-
-    def logits(self, pixels: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Any:
-        made = self.model(**pixels, **text, use_image_text_matching_head=True)
-        return made.logits_per_image
-
-
-# By the names of random_families.py: the model as its own library runs it.
-OWN: dict[str, Callable[[Path], Own]] = {
-    "clip": lambda at: Own(at, 77),
-    "siglip": lambda at: Own(at, 64, "max_length"),
-    "siglip2": lambda at: Lowercased(at, 64, "max_length"),
-    "naflex": lambda at: Lowercased(at, 64, "max_length"),
-    "chinese-clip": lambda at: Own(at, 52),
-    "altclip": lambda at: Own(at, 40),
-    "metaclip-2": lambda at: Own(at, 77),
-    "clipseg": lambda at: Own(at, 77),
-    "aimv2": lambda at: Own(at, 77),
-    "groupvit": lambda at: Own(at, 77),
-    "align": lambda at: Own(at, 64, "max_length"),
-    "tipsv2": lambda at: Tipsv2(at, 64, "max_length"),
-    "dual-encoder": lambda at: Own(at, 40),
-    "flava": lambda at: Flava(at, 77),
-    "blip-itm": lambda at: Blip(at, 40),
-    "blip2-itm": lambda at: Blip2(at, 40),
-}
-
-
-def differences(
-    model: Any, own: Own, *, encodes: bool = True, matches: bool = False
-) -> Differences:
+@torch.inference_mode()
+@capture_warnings()
+def differences(model: Any, own: Library) -> Differences:
     """Of an encoder or a matcher and the same model as its library runs it."""
-    items = [model.preprocess("image", np.asarray(picture)) for picture in PICTURES]
-    made = model._parts.image_inputs(items)
-    with torch.inference_mode():
-        wanted = own.image_inputs(PICTURES)
-        text = picture = joint = matching = cosine = None
-        if encodes:
-            of_images = model.encode("image", items)
-            of_texts = model.encode("text", list(TEXTS[: len(items)]))
-            images, texts = (
-                unit(own.images(made).numpy()),
-                unit(own.texts(own.text_inputs(TEXTS)).numpy()),
-            )
-            text = _largest(model.encode("text", list(TEXTS)).vectors, texts)
-            picture = _largest(of_images.vectors, images)
-            pairs = model.encode_joint({"image": of_images, "text": of_texts})
-            joint = _largest(pairs, normalized_mean([images, texts[: len(items)]]))
-            cosine = float((of_images.vectors * unit(own.images(wanted).numpy())).sum(1).min())
-        if matches:
-            matching = _matching(model, own, items, made)
-    return Differences(text, picture, joint, matching, _inputs(model, made, wanted), cosine)
+    items = {name: [model.preprocess(name, np.asarray(one)) for one in RAW[name]]
+             for name in own.seen}  # fmt: skip
+    made = {name: own.made(model, name, items[name]) for name in own.seen}
+    inputs = max(
+        _inputs(made[name], own.inputs(name, RAW[name])) * own.level(model, name)
+        for name in own.seen
+    )
+    text = seen = joint = query = None
+    if own.encodes:
+        rows = {name: own.rows(name, RAW[name], made[name]) for name in own.seen}
+        rows["text"] = own.text_rows(TEXTS)
+        items["text"] = list(TEXTS)
+        found = {name: _rows(model.encode(name, items[name])) for name in rows}
+        text = _largest(found["text"], rows["text"])
+        seen = max(_largest(found[name], rows[name]) for name in own.seen)
+        if own.joins:
+            joint = _joint(model.encode, model.encode_joint, items, own.joint, rows)
+        if own.asks:
+            query = _queries(model, own, items, found["text"])
+    matching = _matching(model, own, items["image"], made["image"]) if own.matches else None
+    cosine = _cosine_from_bytes(model, own) if own.encodes else None
+    return Differences(text, seen, joint, matching, query, inputs, cosine)
 
 
-def differences_of(family: str, folder: Path) -> Differences:
-    """Of a folder of random_families.py."""
-    own, encodes = OWN[family](folder), family != "blip2-itm"
-    model = (load_encoder if encodes else load_matcher)(f"hf:{folder}", FLOAT32)
-    return differences(model, own, encodes=encodes, matches=family in ("blip-itm", "blip2-itm"))
+def _joint(encode: Any, encode_joint: Any, items: Any, wanted: Any, rows: Any) -> float:
+    """Of so many pairs as there are of each modality."""
+    count = min(map(len, items.values()))
+    parts = {name: encode(name, some[:count]) for name, some in items.items()}
+    raw = {name: RAW[name][:count] for name in items}
+    first = {name: some[:count] for name, some in rows.items()}
+    return _largest(encode_joint(parts), wanted(first, raw))
 
 
-def _matching(model: Any, own: Own, items: Sequence[Any], made: dict[str, torch.Tensor]) -> float:
-    """Every picture with every text, on the library's side one pair at a time."""
-    pairs = np.array([(i, j) for j in range(len(TEXTS)) for i in range(len(items))])
-    scores = model.match(("image", items), ("text", list(TEXTS)), pairs)
-    wanted = []
-    for i, j in pairs:
-        pixels = {name: values[i : i + 1] for name, values in made.items()}
-        logits = own.logits(pixels, own.text_inputs([TEXTS[j]]))[0]
-        wanted.append(float(logits[1] - logits[0]))
+def _queries(model: Any, own: Library, items: Any, documents: Any) -> float | None:
+    """None where queries are encoded as what is searched."""
+    rows = {name: own.queries(name, RAW[name]) for name in items}
+    found = {name: _rows(model.encode_queries(name, items[name])) for name in items}
+    largest = max(_largest(found[name], rows[name]) for name in items)
+    if own.joins:
+        joint = _joint(
+            model.encode_queries, model.encode_joint_queries, items, own.joint_queries, rows
+        )
+        largest = max(largest, joint)
+    same = [len(one) for one in found["text"]] == [len(one) for one in documents] and (
+        _largest(found["text"], documents) < 1e-3
+    )
+    return None if same and largest <= 1e-6 else largest
+
+
+def _matching(model: Any, own: Library, items: Sequence[Any], made: dict[str, Any]) -> float:
+    """Three pictures with every text, on the library's side one pair at a time."""
+    pairs = np.array([(i, j) for j in range(len(own.captions)) for i in range(3)])
+    scores = model.match(("image", items), ("text", list(own.captions)), pairs)
+    wanted = [
+        own.score(
+            PICTURES[i], {name: values[i : i + 1] for name, values in made.items()}, own.captions[j]
+        )
+        for i, j in pairs
+    ]
     return _largest(scores, np.array(wanted))
 
 
-def _inputs(model: Any, made: dict[str, Any], wanted: dict[str, Any]) -> float:
-    """The mean difference of pixels, of 255; AssertionError where other inputs differ."""
-    kept = {name: value for name, value in made.items() if name != "pixel_values"}
+def _inputs(made: dict[str, Any], wanted: dict[str, Any]) -> float:
+    """The mean difference of pixels or of a spectrogram; AssertionError where others differ."""
+    (name,) = {"pixel_values", "input_features"} & made.keys()
     assert made.keys() <= wanted.keys()
-    for name, values in kept.items():
-        np.testing.assert_array_equal(values.numpy(), np.asarray(wanted[name]))
-    rule = model._parts.pixels.describe()
-    ours, theirs = made["pixel_values"], torch.as_tensor(np.asarray(wanted["pixel_values"]))
-    return float((ours - theirs).abs().mean()) * float(np.mean(rule["std"])) / rule["rescale"]
+    for other in made.keys() - {name}:
+        np.testing.assert_array_equal(_flat(made[other]), _flat(wanted[other]))
+    ours, theirs = _flat(made[name]), _flat(wanted[name])
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).mean())
 
 
-def _largest(made: np.ndarray, wanted: np.ndarray) -> float:
-    assert made.shape == wanted.shape
-    return float(np.abs(made - wanted).max())
+def _flat(of_items: Sequence[Any]) -> np.ndarray:
+    return np.concatenate([np.ravel(one) for one in of_items]).astype(np.float64)
+
+
+def _cosine_from_bytes(model: Any, own: Library) -> float:
+    """The least, of the files of each modality."""
+    least = 1.0
+    for name in own.seen:
+        raw = [_opened(name, data) for data in FILES[name]]
+        wanted = np.concatenate([*own.rows(name, raw, own.inputs(name, raw))])
+        items = [model.preprocess(name, _decoded(model, name, data)) for data in FILES[name]]
+        found = np.concatenate([*_rows(model.encode(name, items))])
+        cosines = (found * wanted).reshape(-1, _width(model, name)).sum(1)
+        least = min(least, float(cosines.min()))
+    return least
+
+
+def _width(model: Any, modality: str) -> int:
+    return getattr(model, "token_dims", model.dims)[modality]
+
+
+def _decoded(model: Any, modality: str, data: bytes) -> np.ndarray:
+    """What shards are decoded to for this model."""
+    if modality == "sound":
+        return decode_sound(data, SoundSettings(), model.modalities["sound"].rate)
+    picture = decode_picture(data, DecodeSettings(), model.modalities["image"].side)
+    return np.asarray(picture.image)
+
+
+def _opened(modality: str, data: bytes) -> Any:
+    """The same by Pillow or soundfile alone."""
+    if modality == "image":
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    assert rate == RATE
+    return samples
+
+
+def _rows(encoded: Encoded) -> Any:
+    """(B, D), or the tokens of each item."""
+    tokens = encoded.tokens
+    if tokens is None:
+        return encoded.vectors
+    return np.split(tokens.values, np.cumsum(tokens.lengths)[:-1])
+
+
+def _largest(made: Any, wanted: Any) -> float:
+    """Of any element."""
+    assert [np.shape(one) for one in made] == [np.shape(one) for one in wanted]
+    return max(float(np.abs(one - other).max()) for one, other in zip(made, wanted, strict=True))
+
+
+def unit_rows(features: torch.Tensor) -> np.ndarray:
+    """(B, D) unit rows of a library's features."""
+    return unit(features.float().numpy())
