@@ -144,12 +144,12 @@ def limits(kind: str, name: str, shard: Path) -> list[tuple[str, Callable[[], An
 
 
 def compared(contenders: list[tuple[str, Callable[[], Any]]], rounds: int) -> dict[str, Any]:
-    """Each round of each, and the median ratio of ours to each other one."""
+    """Each round of each, the median of each, and the median ratio of ours to each other one."""
     found = [in_turn(contenders, number) for number in range(rounds)]
-    ratios = {
-        f"ours / {name}": ratio(found, "ours", name) for name, _ in contenders if name != "ours"
-    }
-    return {"rounds": found, **ratios}
+    names = [name for name, _ in contenders]
+    rates = {name: median([each[name]["pairs_per_second"] for each in found]) for name in names}
+    ratios = {f"ours / {name}": ratio(found, "ours", name) for name in names if name != "ours"}
+    return {"rounds": found, "median": rates, **ratios}
 
 
 def overhead(shard: Path, rounds: int) -> dict[str, Any]:

@@ -1,11 +1,16 @@
-"""A Ray of our own that does not start at once; what a busy machine makes of `ray.init`."""
+"""A Ray of our own that does not start at once; what a busy machine makes of `ray.init`; memory."""
 
 from __future__ import annotations
 
+import platform
+import resource
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import ray
+from conftest import environment
 
 from chiasm.jobs.cluster import placement
 from chiasm.jobs.cluster import session as cluster
@@ -87,3 +92,30 @@ def test_nodes_of_a_type_of_their_own_are_those_of_no_autoscaler(types, there, m
     context = SimpleNamespace(gcs_address="127.0.0.1:1")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     assert placement.has_autoscaler() == there
+
+
+# Takes and frees as much as a layer's activations, some times; prints the page faults.
+ALLOCATING = """
+import ctypes, resource
+from chiasm.jobs.cluster.worker import _keep_freed_memory
+
+_keep_freed_memory()
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    place = ctypes.c_void_p(library.malloc(20 << 20))
+    library.memset(place, 1, 20 << 20)
+    library.free(place)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc is told")
+def test_what_a_layer_frees_is_not_faulted_in_again():
+    ran = subprocess.run(
+        [sys.executable, "-c", ALLOCATING], env=environment(), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    pages = (20 << 20) // resource.getpagesize()
+    assert int(ran.stdout) < 2 * pages
