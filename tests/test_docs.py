@@ -230,11 +230,29 @@ def result(path: str) -> float:
 
 
 RESULTS = {  # the beginning of a claim in docs/results.md -> its figures in benchmarks/results
-    "Embedding with CLIP ViT-B/32": ["throughput.json:encode:rounds:0:ours:pairs_per_second"],
-    "clip-retrieval 2.45.0 on the same": [
-        "throughput.json:encode:rounds:0:peer:pairs_per_second"
+    "Embedding with CLIP ViT-B/32": ["throughput.json:encode:median:ours"],
+    "ViT-B/32: the whole of": [
+        "throughput.json:encode:ours / one caller", "throughput.json:encode:ours / callers"
     ],
-    "chiasm against clip-retrieval": ["throughput.json:encode:ours / peer"],
+    "The same against encoding alone": [
+        f"throughput.json:others:SigLIP-B/16:ours / {limit}" for limit in ("one caller", "callers")
+    ],
+    "The same, MiniLM and MobileNetV2": [
+        f"throughput.json:others:two-tower:ours / {limit}" for limit in ("one caller", "callers")
+    ],
+    "The same, `pocket`: decoding": [
+        f"throughput.json:others:pocket:ours / {limit}" for limit in ("one caller", "callers")
+    ],
+    "Embedding with these": [
+        f"throughput.json:others:{name}:median:ours"
+        for name in ("SigLIP-B/16", "two-tower", "pocket")
+    ],
+    "clip-retrieval 2.45.0 on the same": ["throughput.json:peer:median:peer"],
+    "chiasm against clip-retrieval": ["throughput.json:peer:ours / peer"],
+    "The same, against the decode function": ["throughput.json:decode:ours / bare"],
+    "Processor time of that beside decoding": [
+        "throughput.json:overhead:milliseconds of processor time a pair"
+    ],
     "All vectors of 100,000 rows": ["parquet_reading.json:MB_per_second:ours"],
     "One row of them by shard and key": [
         "parquet_reading.json:row_by_key_ms:median", "parquet_reading.json:row_by_key_ms:99 of 100"
