@@ -64,8 +64,8 @@ class TunedColumns:
         what a build of the same files and settings had learned and measured when it was killed."""
         settings = self.settings
         view = CollectionView(self.covered, column, rows, lambda: self.encoder, settings.queries)
-        chosen = settings.kind or settings.dims or settings.vectors == "none"
-        if column in self.covered.identity.tokens and not chosen:
+        wanted = settings.kind or settings.dims or settings.vectors == "none"
+        if column in self.covered.identity.tokens and not wanted:
             # Searches propose rows by other vectors: no recall of these has to be kept.
             settings = replace(settings, kind="exact")
         if taken is None:
