@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base import BaseModel
 from sentence_transformers.base.modules import Router, Transformer
 from torch import nn
 
@@ -23,7 +24,7 @@ QUERY, DOCUMENT = "query", "document"
 PROMPT_NAMES = {QUERY: ("query",), DOCUMENT: ("document", "passage", "corpus")}
 
 
-def prompt_of(network: SentenceTransformer, task: str, given: str | None) -> str:
+def prompt_of(network: BaseModel, task: str, given: str | None) -> str:
     """The prompt of a task. given: a name of the model's prompts or a text, None for the model's
     own."""
     prompts = network.prompts
@@ -63,7 +64,7 @@ def _treats_documents(module: nn.Module) -> bool:
     )
 
 
-def first_module(network: SentenceTransformer, task: str | None, modality: str) -> nn.Module | None:
+def first_module(network: BaseModel, task: str | None, modality: str) -> nn.Module | None:
     """The module that inputs of a modality go into, for a task or none; None where there is no
     way."""
     module = network[0]
@@ -86,7 +87,7 @@ class TextLengths:
     is a copy, since threads that share one must not change whether it truncates.
     """
 
-    def __init__(self, network: SentenceTransformer, task: str | None, prompt: str) -> None:
+    def __init__(self, network: BaseModel, task: str | None, prompt: str) -> None:
         module = first_module(network, task, TEXT)
         length = _longest(module, task) if isinstance(module, Transformer) else None
         self._tokenizer: Any = None
