@@ -110,8 +110,8 @@ def evaluate(condition: Filter, table: pa.Table, seconds: float | None = None) -
     columns = columns or {"row": table["row"]}  # rows are counted by some column
     duckdb = load_duckdb()
     cursor = _connection().cursor()
-    deadline = threading.Timer(seconds, cursor.interrupt)
-    deadline.daemon = True
+    over = threading.Event()
+    deadline = threading.Thread(target=_interrupt, args=(cursor, seconds, over), daemon=True)
     deadline.start()
     try:
         named = pa.Table.from_arrays(list(columns.values()), names=list(columns))
@@ -125,9 +125,17 @@ def evaluate(condition: Filter, table: pa.Table, seconds: float | None = None) -
         found = str(error).partition("\n")[0]
         raise refused("a condition that can be evaluated", found) from error
     finally:
-        deadline.cancel()
+        over.set()
         deadline.join()  # at the end of a program its thread would keep DuckDB from being unloaded
         cursor.close()
+
+
+def _interrupt(cursor: Any, seconds: float, over: threading.Event) -> None:
+    """Interrupt what runs after so many seconds, and again until it is over: DuckDB forgets an
+    interrupt that comes before it executes."""
+    while not over.wait(seconds):
+        cursor.interrupt()
+        seconds = LEAST_SECONDS
 
 
 @functools.cache
