@@ -10,12 +10,15 @@ back those behind it.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Generic, TypeVar
 
 from chiasm.pipeline.timing import Stopwatch
+
+PATIENCE = 5.0  # seconds; a batch of a model takes less, as a rule
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -76,7 +79,8 @@ It may drop items from the first list, to free their memory."""
 
 class InOrder(Generic[T, R]):
     """Threads that read and work; iterated over once, in a `with`, they give the chunks in order.
-    Leaving the `with` ends them, waiting for what is at work, and closes `items`.
+    Leaving the `with` ends them, waiting for what is at work, and closes `items`; by
+    KeyboardInterrupt or SystemExit, it waits for PATIENCE at most.
 
     threads: how many. ahead: the most chunks that are read before they are taken. begin: called
     once in each thread.
@@ -121,15 +125,21 @@ class InOrder(Generic[T, R]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end()
+        # A person who stops the program does not wait for a model that hangs.
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
+        self._end(PATIENCE if stopped else None)
 
-    def _end(self) -> None:
+    def _end(self, seconds: float | None = None) -> None:
+        """seconds: to wait for what is at work, None for no limit. What goes on behind that ends
+        with the process, since its threads are daemons."""
         self._unwanted.set()
         self._room.release()  # one may wait for it
+        last = None if seconds is None else time.monotonic() + seconds
         for thread in self._threads:
             if thread.ident is not None:  # was started
-                thread.join()
-        self._source.close()
+                thread.join(None if last is None else max(0, last - time.monotonic()))
+        if not any(thread.is_alive() for thread in self._threads):
+            self._source.close()
 
     def __iter__(self) -> Iterator[Chunk[T, R]]:
         while (chunk := self._line.get()) is not None:

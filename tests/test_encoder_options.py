@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -120,6 +121,7 @@ def test_options_are_kept_by_the_collection_and_used_by_every_query(made):
 
 
 def test_a_later_run_takes_the_options_of_the_collection_and_refuses_others(made, tmp_path):
+    made = shutil.copytree(made, tmp_path / "copy")
     more = make_shard(tmp_path / "s-00001.tar", 3, seed=2)
     assert make_collection(more, made, "fake").rows == 3
     assert make_collection(more, made, "fake", encoding=SHORT).skipped == 1

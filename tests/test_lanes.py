@@ -9,6 +9,7 @@ import torch
 from conftest import make_shard, until
 from test_batches import Pixels, ours, picture, sample
 
+from chiasm.pipeline import in_order
 from chiasm.pipeline.batches import BatchSettings, batches, cores
 from chiasm.pipeline.collection import Tally, parquet_name
 from chiasm.pipeline.editions import EmbedSettings
@@ -21,6 +22,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Dropped, Note, Sample
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.timing import Stopwatch
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +182,27 @@ def test_an_exception_of_a_lane_that_begins_comes_out(monkeypatch):
     monkeypatch.setattr("chiasm.pipeline.lanes.set_operator_threads", fail)
     with pytest.raises(KeyError, match="begin"):
         run(map(sample, range(8)), decode_threads=2)
+
+
+def test_who_stops_the_program_does_not_wait_for_work_that_hangs(monkeypatch):
+    monkeypatch.setattr(in_order, "PATIENCE", 0.05)
+    began, go_on = threading.Event(), threading.Event()
+
+    def work(items, made, unwanted):
+        began.set()
+        go_on.wait(60)
+
+    def read(source, taken, unwanted):
+        taken.append(source.take())
+
+    crew = in_order.InOrder(iter(range(3)), read, work, threads=1, ahead=2, clock=Stopwatch())
+    with pytest.raises(KeyboardInterrupt), crew:
+        assert began.wait(60)
+        raise KeyboardInterrupt
+    assert ours() != []
+    go_on.set()
+    for thread in ours():
+        thread.join(60)
 
 
 def test_each_lane_has_its_own_number_of_operator_threads():

@@ -309,7 +309,8 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(kind, own, sc
 
 
 def test_other_settings_in_the_same_folder_are_refused(frozen, tmp_path):
-    folder, shards, _ = frozen
+    made, shards, _ = frozen
+    folder = shutil.copytree(made, tmp_path / "copy")
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(UsageError, match=r"learn\.seed 0, as it began, found learn\.seed 1"):
         train_joint(replace(FROZEN, seed=1), shards, folder, unseen)
