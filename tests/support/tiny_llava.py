@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -26,6 +27,22 @@ TEMPLATE = (
 )
 
 
+READING = {  # by the processor, beside its tokenizer and pictures
+    "patch_size": 16,
+    "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,
+    "chat_template": TEMPLATE,
+}
+
+
+def _saved(folder: Path, network: Any, config: Any, processor: Any) -> Path:
+    torch.manual_seed(0)
+    with capture_warnings():
+        network(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 def llava_folder(folder: Path, network: type[transformers.PreTrainedModel]) -> Path:
     """Random weights of a Llava (`LlavaModel` or `LlavaForConditionalGeneration`) that reads
     pictures and texts as chat messages, left-padded.
@@ -45,16 +62,9 @@ def llava_folder(folder: Path, network: type[transformers.PreTrainedModel]) -> P
             size={"shortest_edge": 32}, crop_size=square
         ),
         tokenizer=tokenizer,
-        patch_size=16,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
+        **READING,
     )
-    torch.manual_seed(0)
-    with capture_warnings():
-        network(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return _saved(folder, network, config, processor)
 
 
 def cross_encoder_folder(folder: Path) -> Path:
@@ -88,16 +98,9 @@ def tiling_folder(folder: Path) -> Path:
             size={"shortest_edge": 32}, crop_size=square, image_grid_pinpoints=grids
         ),
         tokenizer=tokenizer,
-        patch_size=16,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
+        **READING,
     )
-    torch.manual_seed(0)
-    with capture_warnings():
-        transformers.LlavaNextModel(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return _saved(folder, transformers.LlavaNextModel, config, processor)
 
 
 def _letters(more: tuple[str, ...], model_max_length: int) -> transformers.PreTrainedTokenizerFast:
